@@ -1,0 +1,20 @@
+//! Compiles `proto/` with protox, in pure Rust: no protoc is needed on the machine.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use prost::Message as _;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors =
+        protox::compile(["baton/v1/script.proto", "baton/v1/agent.proto"], ["proto"])?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .bytes(".baton.v1.Output.data")
+        .bytes(".baton.v1.ScriptSpec.body")
+        .bytes(".baton.v1.ScriptFile.content")
+        .compile_fds(descriptors)?;
+    Ok(())
+}

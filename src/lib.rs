@@ -1,0 +1,40 @@
+//! baton runs scripts on this machine, one at a time under a machine-wide named mutex.
+//!
+//! The map, in reading order from the user down to the disk. A module uses what stands below it and
+//! never what stands above; `tests/tidy.rs` holds this order.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`cli`] | the commands; the only code that prints |
+//! | [`client`] | connects to an agent and follows scripts |
+//! | [`rpc`] | the agent's gRPC front: listeners, handlers, errors |
+//! | [`agent`] | the daemon's own: queue, table of scripts, launching, recovery |
+//! | [`wire`] | generated messages and the conversions |
+//! | [`supervisor`] | the process beside each script: mutexes, process tree, journal, outcome |
+//! | [`workspace`] | a script's folder on disk |
+//! | [`spec`] | a validated request |
+//! | [`mutex`] | named mutexes: names, policy, the line on disk |
+//! | [`journal`] | a script's output on disk |
+//! | [`store`] | what the agent must remember, in SQLite |
+//! | [`trust`] | identity, peers, TLS |
+//! | [`config`] | file, environment and flags become one validated configuration |
+//! | [`script`] | the nouns: ids, isolation, phases, outcomes |
+//! | [`filewatch`] | told when a file changes |
+//! | [`durable`] | replaces a file so that it survives a crash |
+
+pub mod agent;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod durable;
+pub mod filewatch;
+pub mod journal;
+pub mod mutex;
+pub mod rpc;
+pub mod script;
+pub mod spec;
+pub mod store;
+pub mod supervisor;
+pub mod trust;
+pub mod wire;
+pub mod workspace;
