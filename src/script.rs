@@ -373,7 +373,8 @@ mod tests {
             for event in events() {
                 let next = phase.clone().next(event.clone());
                 let name = next.map_or("-", |p| p.name());
-                table += &format!("{} {} {}\n", phase.name(), event.name(), name);
+                table += &[phase.name(), event.name(), name].join(" ");
+                table.push('\n');
             }
         }
         let expected = "\

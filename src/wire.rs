@@ -7,6 +7,7 @@
     clippy::pedantic,
     clippy::as_conversions,
     clippy::allow_attributes,
+    clippy::large_enum_variant,
     clippy::allow_attributes_without_reason,
     reason = "generated code"
 )]
