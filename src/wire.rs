@@ -3,7 +3,6 @@
 /// The generated messages, clients and servers.
 #[expect(
     unused_qualifications,
-    let_underscore_drop,
     clippy::pedantic,
     clippy::as_conversions,
     clippy::allow_attributes,

@@ -1,0 +1,97 @@
+//! Named mutexes: one line per name, in order of arrival, across all processes of the machine.
+//!
+//! ```text
+//! <mutex folder>/
+//!   <name>/                one folder per mutex; 0700 for `machine`, else 0755
+//!     guard                a named-lock mutex, held for the moments in which the line changes
+//!     next                 the last number that was given out
+//!     os.lock              the plain OS mutex (flock): other tools join in here
+//!     line/0000000042.x    a ticket: its number; x exclusive, s shared, s4 shared with at most 4
+//! ```
+//!
+//! The rules; tests cite their numbers.
+//!
+//! 1. Numbers are given under `guard` and only grow: the order of the line is their order.
+//! 2. Who waits or holds keeps its ticket locked. A ticket whose lock can be had is dead; who finds
+//!    it removes it, under `guard`. A ticket's owner may remove its own at any time.
+//! 3. Each claim has a limit: how many may hold while it does (exclusive 1, at most N: N, shared: no
+//!    limit). A claim may hold when fewer live claims are before it than the smallest limit among
+//!    them and itself ([`policy`]). So nobody overtakes, and an allowed claim stays allowed.
+//! 4. A waiter sleeps in the lock of tickets that must end before it may hold, then looks again.
+//!    Nobody polls.
+//! 5. An exclusive holder also holds `os.lock`, a shared one holds it shared: tools that know only
+//!    the OS mutex exclude and are excluded.
+//! 6. The descriptors of ticket and `os.lock` are inherited by the protected command's tree. If the
+//!    wrapper is killed, its place lives until the tree is gone; at a normal end they are unlocked,
+//!    so a straggler holds nothing.
+//! 7. Several names are joined at once, all guards held in the order of the names: two claims that
+//!    share names meet them in the same order and can't wait for each other.
+//! 8. Nothing in a mutex folder is removed but dead tickets; after taking `os.lock` its inode is
+//!    compared with the path's, so a file that a cleaner removed is noticed.
+//!
+//! What it does not do: find deadlocks between nested claims, break a hold.
+
+pub mod hold;
+pub mod line;
+pub mod name;
+pub mod os;
+pub mod policy;
+
+use std::path::PathBuf;
+
+pub use hold::{Advance, Blocked, Hold};
+pub use line::Claimant;
+pub use name::{ExclusiveKey, MutexName};
+pub use policy::Mode;
+
+/// A wish for one mutex.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Claim {
+    /// Which mutex.
+    pub name: MutexName,
+    /// How it is claimed.
+    pub mode: Mode,
+}
+
+/// Why a mutex could not be worked with. Waiting is no error.
+#[derive(Debug, thiserror::Error)]
+pub enum MutexError {
+    /// A folder could not be made or read.
+    #[error("mutex folder {path}")]
+    Folder {
+        /// Which folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// What should be a plain file or folder is something else: a link, a pipe …
+    #[error("{path} is not a plain {expected}")]
+    Strange {
+        /// Which path.
+        path: PathBuf,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// The named mutex of the operating system that guards the line refused.
+    #[error("guard of the line {path}")]
+    Guard {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: named_lock::Error,
+    },
+    /// A file of the mutex could not be opened, locked or written.
+    #[error("mutex file {path}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The operating system gave no means to sleep.
+    #[error("no wake-up for a waiter")]
+    Wake(#[source] std::io::Error),
+}

@@ -1,0 +1,165 @@
+//! Pure: what a mutex may be called. A name is one component of a path, so nothing else gets in.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::script::{NameError, check_name, check_text};
+
+/// The name of a mutex: 1 to 250 of the characters `A-Z a-z 0-9 . _ -`, not starting with a dot.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MutexName(String);
+
+impl MutexName {
+    /// How many bytes it may have: a folder's name on Linux has at most 255.
+    pub const MAX_LEN: usize = 250;
+
+    /// The mutex that holds the whole machine: the default of every script.
+    pub fn machine() -> Self {
+        Self("machine".to_owned())
+    }
+
+    /// The mutex that stands for an exclusive key: `web/prod` becomes `key.web_2Fprod`.
+    ///
+    /// Two different keys never become the same name: `_` itself is encoded too.
+    pub fn for_key(key: &ExclusiveKey) -> Self {
+        use fmt::Write as _;
+        let mut name = String::from("key.");
+        for byte in key.0.bytes() {
+            if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.' {
+                name.push(char::from(byte));
+            } else {
+                // Writing into a String can't fail.
+                write!(name, "_{byte:02X}").unwrap_or_default();
+            }
+        }
+        Self(name)
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it is the machine mutex.
+    pub fn is_machine(&self) -> bool {
+        self.0 == "machine"
+    }
+}
+
+impl FromStr for MutexName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        check_name(text, Self::MAX_LEN)?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for MutexName {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        check_name(&text, Self::MAX_LEN)?;
+        Ok(Self(text))
+    }
+}
+
+impl From<MutexName> for String {
+    fn from(name: MutexName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for MutexName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Two scripts with the same key never run together: free text such as `web/prod`, 1 to 80 bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ExclusiveKey(String);
+
+impl ExclusiveKey {
+    /// How many bytes it may have: each becomes at most three of a mutex name.
+    pub const MAX_LEN: usize = 80;
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ExclusiveKey {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        Self::try_from(text.to_owned())
+    }
+}
+
+impl TryFrom<String> for ExclusiveKey {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        if text.is_empty() {
+            return Err(NameError::Empty);
+        }
+        check_text(&text, Self::MAX_LEN)?;
+        Ok(Self(text))
+    }
+}
+
+impl From<ExclusiveKey> for String {
+    fn from(key: ExclusiveKey) -> Self {
+        key.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(key: &str) -> String {
+        MutexName::for_key(&key.parse().unwrap()).to_string()
+    }
+
+    #[test]
+    fn a_key_becomes_a_readable_name() {
+        assert_eq!(named("web/prod"), "key.web_2Fprod");
+        assert_eq!(named("web_prod"), "key.web_5Fprod");
+        assert_eq!(named("../x"), "key..._2Fx");
+    }
+
+    #[test]
+    fn the_longest_key_still_is_a_name() {
+        let name = named(&"ä".repeat(ExclusiveKey::MAX_LEN / 2));
+        assert!(name.parse::<MutexName>().is_ok(), "{name}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn different_keys_have_different_names(a in "[ -~ä]{1,40}", b in "[ -~ä]{1,40}") {
+            proptest::prop_assert_eq!(a == b, named(&a) == named(&b));
+        }
+    }
+
+    #[test]
+    fn a_name_is_one_safe_path_component() {
+        for bad in ["", ".", "..", "a/b", "a\0", "a\n", ".hidden", &"x".repeat(251)] {
+            assert!(bad.parse::<MutexName>().is_err(), "{bad:?}");
+        }
+        assert!("log".parse::<MutexName>().is_ok());
+    }
+
+    #[test]
+    fn a_key_has_no_control_characters() {
+        for bad in ["", "a\nb", "a\0b", &"x".repeat(81)] {
+            assert!(bad.parse::<ExclusiveKey>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The operating system's side of a mutex: the guard (named-lock), OS locks on files, and what a
+//! waiter sleeps with.
+//!
+//! named-lock's own descriptor is close-on-exec and has no accessor, so on Unix it guards the line,
+//! and tickets and `os.lock` are locked on descriptors of ours (the same flock).
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use named_lock::{NamedLock, NamedLockGuard};
+use rustix::event::EventfdFlags;
+use rustix::fs::{FlockOperation, OFlags, flock, inotify};
+
+use super::MutexError;
+
+/// Makes a folder with a mode, and its parents; checks that it is a folder and no link.
+pub(super) fn ensure_folder(path: &Path, mode: u32) -> Result<(), MutexError> {
+    let failed = |source| MutexError::Folder { path: path.to_owned(), source };
+    match path.symlink_metadata() {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => return Err(MutexError::Strange { path: path.to_owned(), expected: "folder" }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(failed(e)),
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed)
+}
+
+/// Opens a plain file for reading and writing, makes it with `mode` if need be. Never follows a
+/// link, never hangs on a pipe.
+pub(super) fn open_plain(path: &Path, mode: u32) -> Result<File, MutexError> {
+    let failed = |source| MutexError::File { path: path.to_owned(), source };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(mode)
+        .custom_flags(plain_flags())
+        .open(path)
+        .map_err(failed)?;
+    if file.metadata().map_err(failed)?.is_file() {
+        Ok(file)
+    } else {
+        Err(MutexError::Strange { path: path.to_owned(), expected: "file" })
+    }
+}
+
+/// Flags for opening what must be a plain file.
+pub(super) fn plain_flags() -> i32 {
+    (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed()
+}
+
+/// The guard of a line, held until it is dropped. Keep that short: everybody waits.
+pub(super) struct Guard(#[expect(dead_code, reason = "held for its Drop")] NamedLockGuard);
+
+impl Guard {
+    /// Waits for the guard file `path`.
+    pub(super) fn lock(path: &Path, mode: u32) -> Result<Self, MutexError> {
+        // named-lock would make the file 0644 and hang on a pipe: check, and make it first.
+        drop(open_plain(path, mode)?);
+        let failed = |source| MutexError::Guard { path: path.to_owned(), source };
+        let lock = NamedLock::with_path(path).map_err(failed)?;
+        lock.lock().map(Self).map_err(failed)
+    }
+}
+
+/// Takes an exclusive OS lock if nobody has one; says whether it did.
+///
+/// # Errors
+/// When the file's file system has no locks.
+pub fn try_lock_exclusive(file: &File) -> io::Result<bool> {
+    try_flock(file, FlockOperation::NonBlockingLockExclusive)
+}
+
+/// Takes a shared OS lock if nobody has an exclusive one; says whether it did.
+pub(super) fn try_lock_shared(file: &File) -> io::Result<bool> {
+    try_flock(file, FlockOperation::NonBlockingLockShared)
+}
+
+/// Gives the lock of this open file back, also for those who inherited its descriptor.
+pub(super) fn unlock(file: &File) -> io::Result<()> {
+    flock(file, FlockOperation::Unlock).map_err(io::Error::from)
+}
+
+fn try_flock(file: &File, operation: FlockOperation) -> io::Result<bool> {
+    match flock(file, operation) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Sleeps until the lock is there.
+fn lock_blocking(file: &File, exclusive: bool) -> io::Result<()> {
+    let operation =
+        if exclusive { FlockOperation::LockExclusive } else { FlockOperation::LockShared };
+    loop {
+        match flock(file, operation) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return other.map_err(io::Error::from),
+        }
+    }
+}
+
+/// Lets programs that this process starts inherit the descriptor.
+///
+/// Only for processes that start programs from one thread.
+pub(super) fn make_inheritable(file: &File) -> io::Result<()> {
+    rustix::io::fcntl_setfd(file, rustix::io::FdFlags::empty()).map_err(io::Error::from)
+}
+
+/// Whether the open file still is the one at `path`.
+pub(super) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let open = file.metadata()?;
+    match path.symlink_metadata() {
+        Ok(found) => Ok(found.dev() == open.dev() && found.ino() == open.ino()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// What a waiter sleeps with: becomes readable when it should look again.
+#[derive(Debug)]
+pub(super) struct Waker {
+    /// Counted up by the sleepers' threads.
+    bell: OwnedFd,
+    /// Tells when tickets are removed, for waiters that say how the line changes.
+    removals: Option<OwnedFd>,
+}
+
+/// A sleeper only waits in one system call.
+const SLEEPER_STACK_BYTES: usize = 64 * 1024;
+
+impl Waker {
+    /// A waker; with `follow` it also wakes when a ticket is removed from one of these folders.
+    pub(super) fn new(follow: &[PathBuf]) -> Result<Self, MutexError> {
+        let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|e| MutexError::Wake(e.into()))?;
+        let mut removals = None;
+        if !follow.is_empty() {
+            let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+            let watcher = inotify::init(flags).map_err(|e| MutexError::Wake(e.into()))?;
+            for folder in follow {
+                inotify::add_watch(&watcher, folder, inotify::WatchFlags::DELETE)
+                    .map_err(|e| MutexError::Wake(e.into()))?;
+            }
+            removals = Some(watcher);
+        }
+        Ok(Self { bell, removals })
+    }
+
+    /// The descriptors that become readable.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [Some(&self.bell), self.removals.as_ref()].into_iter().flatten().map(AsFd::as_fd)
+    }
+
+    /// Forgets what rang so far. Call it before looking, so that nothing is missed.
+    pub(super) fn quiet(&self) {
+        let mut bytes = [0_u8; 4096];
+        for descriptor in self.descriptors() {
+            // An empty one says EAGAIN; there is nothing else to do about it.
+            while rustix::io::read(descriptor, &mut bytes).is_ok_and(|read| read == bytes.len()) {}
+        }
+    }
+
+    /// Starts a thread that sleeps until the lock of `file` can be had, then rings and closes
+    /// `file`. When the caller has the same open file, the lock stays with it.
+    pub(super) fn ring_when_locked(&self, file: File, exclusive: bool) -> Result<(), MutexError> {
+        let bell = self.bell.try_clone().map_err(MutexError::Wake)?;
+        let sleep = move || {
+            // An error wakes as well: the waiter looks again and meets it there.
+            lock_blocking(&file, exclusive).unwrap_or_default();
+            drop(file);
+            rustix::io::write(&bell, &1_u64.to_ne_bytes()).unwrap_or_default();
+        };
+        std::thread::Builder::new()
+            .name("sleeper".to_owned())
+            .stack_size(SLEEPER_STACK_BYTES)
+            .spawn(sleep)
+            .map(drop)
+            .map_err(MutexError::Wake)
+    }
+}
+
+/// The name of the user with this id, from `/etc/passwd`; `uid N` when it isn't there.
+pub(super) fn user_name(uid: u32) -> String {
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let named = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    });
+    named.unwrap_or_else(|| format!("uid {uid}"))
+}
