@@ -1,0 +1,192 @@
+//! Pure: the bytes of a journal.
+//!
+//! ```text
+//! file    │ magic 8 │ salt 8 │ record … │ record … │
+//! record  │ header crc 4 │ payload crc 4 │ length 4 │ kind 1 │ zero 3 │ time 8 │ offset 8 │ payload │
+//! ```
+//!
+//! All numbers are little endian. The header's checksum (CRC-32, begun with the salt) covers the rest
+//! of the header, so also the payload's checksum. `time` is nanoseconds since 1970, signed; `offset`
+//! is how many bytes of output come before. `kind` is 1 stdout, 2 stderr, 3 event.
+
+use crate::script::Stream;
+
+/// What a journal begins with; the last byte before the newline is the version.
+pub const MAGIC: [u8; 8] = *b"BATON-1\n";
+/// Magic and salt.
+pub const FILE_HEADER_BYTES: usize = 16;
+/// The header of a record.
+pub const HEADER_BYTES: usize = 32;
+/// The longest payload. Longer output is several records.
+pub const MAX_PAYLOAD_BYTES: usize = 256 * 1024;
+
+/// What a record holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Output of the script.
+    Output(Stream),
+    /// An event of the supervisor.
+    Event,
+}
+
+/// The header of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// What the record holds.
+    pub kind: Kind,
+    /// When, in nanoseconds since 1970.
+    pub time_ns: i64,
+    /// How many bytes of output come before.
+    pub offset: u64,
+    /// The payload's length in bytes.
+    pub length: usize,
+    payload_crc: u32,
+}
+
+/// What stands where a record should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict<T> {
+    /// It.
+    Whole(T),
+    /// Its beginning at most: the journal's end, or it is still being written.
+    Cut,
+    /// Something else.
+    Damaged,
+}
+
+/// The first bytes of a journal.
+pub fn file_header(salt: [u8; 8]) -> [u8; FILE_HEADER_BYTES] {
+    let mut bytes = [0; FILE_HEADER_BYTES];
+    bytes[..8].copy_from_slice(&MAGIC);
+    bytes[8..].copy_from_slice(&salt);
+    bytes
+}
+
+/// The salt of a journal that begins with these bytes.
+pub fn salt(bytes: &[u8]) -> Verdict<[u8; 8]> {
+    let Some((magic, salt)) = bytes.split_first_chunk::<8>() else {
+        return Verdict::Cut;
+    };
+    match salt.first_chunk::<8>() {
+        _ if *magic != MAGIC => Verdict::Damaged,
+        Some(salt) => Verdict::Whole(*salt),
+        None => Verdict::Cut,
+    }
+}
+
+impl Header {
+    /// The header for a payload of at most [`MAX_PAYLOAD_BYTES`].
+    pub fn new(kind: Kind, time_ns: i64, offset: u64, payload: &[u8]) -> Self {
+        let payload_crc = crc32fast::hash(payload);
+        Self { kind, time_ns, offset, length: payload.len(), payload_crc }
+    }
+
+    /// Its bytes.
+    pub fn encode(&self, salt: [u8; 8]) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        // The length is at most MAX_PAYLOAD_BYTES, so it fits.
+        let length = u32::try_from(self.length).unwrap_or(u32::MAX);
+        bytes[4..8].copy_from_slice(&self.payload_crc.to_le_bytes());
+        bytes[8..12].copy_from_slice(&length.to_le_bytes());
+        bytes[12] = match self.kind {
+            Kind::Output(Stream::Stdout) => 1,
+            Kind::Output(Stream::Stderr) => 2,
+            Kind::Event => 3,
+        };
+        bytes[16..24].copy_from_slice(&self.time_ns.to_le_bytes());
+        bytes[24..].copy_from_slice(&self.offset.to_le_bytes());
+        let crc = header_crc(salt, &bytes[4..]);
+        bytes[..4].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// The header that these bytes begin with.
+    pub fn decode(bytes: &[u8], salt: [u8; 8]) -> Verdict<Self> {
+        let Some(bytes) = bytes.first_chunk::<HEADER_BYTES>() else {
+            return Verdict::Cut;
+        };
+        let u32_at = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
+        let kind = match bytes[12] {
+            1 => Kind::Output(Stream::Stdout),
+            2 => Kind::Output(Stream::Stderr),
+            3 => Kind::Event,
+            _ => return Verdict::Damaged,
+        };
+        let length = usize::try_from(u32_at(8)).unwrap_or(usize::MAX);
+        if header_crc(salt, &bytes[4..]) != u32_at(0) || length > MAX_PAYLOAD_BYTES {
+            return Verdict::Damaged;
+        }
+        Verdict::Whole(Self {
+            kind,
+            time_ns: u64_at(16).cast_signed(),
+            offset: u64_at(24),
+            length,
+            payload_crc: u32_at(4),
+        })
+    }
+
+    /// Whether this is the payload that belongs to the header.
+    pub fn owns(&self, payload: &[u8]) -> bool {
+        payload.len() == self.length && crc32fast::hash(payload) == self.payload_crc
+    }
+
+    /// How many bytes of output come before the next record.
+    pub fn next_offset(&self) -> u64 {
+        match self.kind {
+            Kind::Output(_) => {
+                self.offset.saturating_add(u64::try_from(self.length).unwrap_or(u64::MAX))
+            }
+            Kind::Event => self.offset,
+        }
+    }
+}
+
+fn header_crc(salt: [u8; 8], bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&salt);
+    hasher.update(bytes);
+    hasher.finalize()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_header_reads_back_and_no_flipped_bit_passes(
+            kind in prop_oneof![
+                Just(Kind::Output(Stream::Stdout)), Just(Kind::Output(Stream::Stderr)),
+                Just(Kind::Event)
+            ],
+            time_ns in any::<i64>(),
+            offset in any::<u64>(),
+            payload in prop::collection::vec(any::<u8>(), 0..300),
+            salt in any::<[u8; 8]>(),
+        ) {
+            let header = Header::new(kind, time_ns, offset, &payload);
+            let bytes = header.encode(salt);
+            prop_assert_eq!(Header::decode(&bytes, salt), Verdict::Whole(header));
+            prop_assert!(header.owns(&payload));
+            prop_assert_eq!(Header::decode(&bytes[..HEADER_BYTES - 1], salt), Verdict::Cut);
+            for bit in 0..HEADER_BYTES * 8 {
+                let mut flipped = bytes;
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                prop_assert_eq!(Header::decode(&flipped, salt), Verdict::Damaged, "bit {}", bit);
+            }
+        }
+
+        #[test]
+        fn rule_3_another_salt_is_another_journal(salt in any::<[u8; 8]>(), bit in 0..64_usize) {
+            let bytes = Header::new(Kind::Event, 1, 2, b"x").encode(salt);
+            let mut other = salt;
+            other[bit / 8] ^= 1 << (bit % 8);
+            prop_assert_eq!(Header::decode(&bytes, other), Verdict::Damaged);
+        }
+    }
+}

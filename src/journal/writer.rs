@@ -1,0 +1,132 @@
+//! Writing a journal. One process, one thread, one [`Writer`].
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use super::JournalError;
+use super::record::{self, FILE_HEADER_BYTES, HEADER_BYTES, Header, Kind, MAX_PAYLOAD_BYTES};
+use crate::script::Stream;
+
+/// Appends records to a journal.
+#[derive(Debug)]
+pub struct Writer {
+    file: File,
+    path: PathBuf,
+    salt: [u8; 8],
+    /// Where the last whole record ends.
+    end: u64,
+    output_len: u64,
+    max_output_bytes: u64,
+    dropped_bytes: u64,
+}
+
+impl Writer {
+    /// Begins a journal in a file that is empty or not there yet. Output beyond `max_output_bytes`
+    /// is counted and not kept.
+    ///
+    /// # Errors
+    /// When the file can't be written, or somebody else began it.
+    pub fn create(path: &Path, max_output_bytes: u64) -> Result<Self, JournalError> {
+        let failed = |source| JournalError::File { path: path.to_owned(), source };
+        let mut options = OpenOptions::new();
+        let options = options.append(true).create(true).mode(0o600);
+        let mut file = options.open(path).map_err(failed)?;
+        if file.metadata().map_err(failed)?.len() > 0 {
+            return Err(JournalError::NotEmpty(path.to_owned()));
+        }
+        let salt = random_salt();
+        file.write_all(&record::file_header(salt)).map_err(failed)?;
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            salt,
+            end: bytes(FILE_HEADER_BYTES),
+            output_len: 0,
+            max_output_bytes,
+            dropped_bytes: 0,
+        })
+    }
+
+    /// Appends output. What can't be kept is counted in [`Writer::dropped_bytes`] (rule 4).
+    pub fn append_output(&mut self, stream: Stream, output: &[u8], time: Timestamp) {
+        for piece in output.chunks(MAX_PAYLOAD_BYTES) {
+            let room = self.max_output_bytes.saturating_sub(self.output_len);
+            let kept = &piece[..piece.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
+            let written = if kept.is_empty() {
+                0
+            } else {
+                self.append(Kind::Output(stream), kept, time).map_or(0, |()| kept.len())
+            };
+            self.output_len += bytes(written);
+            self.dropped_bytes += bytes(piece.len() - written);
+        }
+    }
+
+    /// Appends an event of the supervisor.
+    ///
+    /// # Errors
+    /// When the disk refuses it.
+    pub fn append_event(&mut self, event: &[u8], time: Timestamp) -> Result<(), JournalError> {
+        let failed = |source| JournalError::File { path: self.path.clone(), source };
+        if event.len() > MAX_PAYLOAD_BYTES {
+            return Err(failed(io::ErrorKind::FileTooLarge.into()));
+        }
+        self.append(Kind::Event, event, time)
+            .map_err(|source| JournalError::File { path: self.path.clone(), source })
+    }
+
+    /// How many bytes of output were not kept.
+    pub fn dropped_bytes(&self) -> u64 {
+        self.dropped_bytes
+    }
+
+    /// Puts all that was appended on disk.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn sync(&self) -> Result<(), JournalError> {
+        let synced = self.file.sync_data();
+        synced.map_err(|source| JournalError::File { path: self.path.clone(), source })
+    }
+
+    fn append(&mut self, kind: Kind, payload: &[u8], time: Timestamp) -> io::Result<()> {
+        // Until the year 2262.
+        let time_ns = i64::try_from(time.as_nanosecond()).unwrap_or(i64::MAX);
+        let header = Header::new(kind, time_ns, self.output_len, payload).encode(self.salt);
+        let whole = HEADER_BYTES + payload.len();
+        let written = self.write(&header, payload);
+        if matches!(written, Ok(length) if length == whole) {
+            self.end += bytes(whole);
+            return Ok(());
+        }
+        // The disk is full: what was written of the record goes, so that later ones can be read.
+        self.file.set_len(self.end)?;
+        written.and(Err(io::ErrorKind::StorageFull.into()))
+    }
+
+    /// One write for a record, so that a reader rarely sees a part of it.
+    fn write(&mut self, header: &[u8], payload: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.file.write_vectored(&[IoSlice::new(header), IoSlice::new(payload)]) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+}
+
+fn bytes(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+fn random_salt() -> [u8; 8] {
+    let random = uuid::Uuid::now_v7().into_bytes();
+    let mut salt = [0; 8];
+    // The second half of a UUID of version 7 is random.
+    salt.copy_from_slice(&random[8..]);
+    salt
+}
