@@ -1,0 +1,256 @@
+//! What the agent must remember, in SQLite: `<state>/agent.db`. An operator can read it with
+//! `sqlite3`.
+//!
+//! 1. What a call says is done is on disk: the answer comes after the commit, and the journal mode
+//!    is WAL with `synchronous=FULL`.
+//! 2. One thread owns the connection. What waits for it is committed together (group commit).
+//! 3. The schema has a version. An older one is migrated, one step after the other; a newer one is
+//!    refused.
+//!
+//! It keeps requests as bytes and doesn't know what they mean.
+
+mod schema;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::script::{Labels, Phase, ScriptId};
+use worker::Command;
+
+/// How many calls may wait for the thread before callers wait to call.
+const MAX_WAITING_CALLS: usize = 256;
+
+/// A script as the store has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its id.
+    pub id: ScriptId,
+    /// The number of its arrival.
+    pub seq: u64,
+    /// The whole request, as bytes.
+    pub request: Vec<u8>,
+    /// Where it stands, as far as it was told.
+    pub phase: Phase,
+    /// Its labels, to find it by.
+    pub labels: Labels,
+    /// Its mutex, for who reads the database.
+    pub mutex: String,
+    /// When it was accepted.
+    pub queued_at: Timestamp,
+    /// When it started to run.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// Why it was asked to stop, if it was.
+    pub stop_reason: Option<String>,
+    /// How much output it had at its end.
+    pub output_bytes: u64,
+}
+
+/// What came of accepting a script.
+#[derive(Debug)]
+pub enum Accepted {
+    /// It is new, and on disk.
+    New,
+    /// There was one with this id.
+    Existing(Box<Record>),
+}
+
+/// What is different now; `None` leaves a field as it is.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the fields are those of Record")]
+pub struct ScriptUpdate {
+    pub id: ScriptId,
+    pub phase: Option<Phase>,
+    pub started_at: Option<Timestamp>,
+    pub ended_at: Option<Timestamp>,
+    pub stop_reason: Option<String>,
+    pub output_bytes: Option<u64>,
+}
+
+impl ScriptUpdate {
+    /// An update that changes nothing yet.
+    pub fn of(id: ScriptId) -> Self {
+        Self {
+            id,
+            phase: None,
+            started_at: None,
+            ended_at: None,
+            stop_reason: None,
+            output_bytes: None,
+        }
+    }
+}
+
+/// Which scripts that are done are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct DoneFilter {
+    /// Labels that they must have.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A place in the list of scripts that are done: just behind one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DoneCursor {
+    /// The number of that script's arrival.
+    pub seq: u64,
+}
+
+impl DoneCursor {
+    /// The place just behind a script.
+    pub fn of(record: &Record) -> Self {
+        Self { seq: record.seq }
+    }
+}
+
+/// What the store could not do.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file is no database of ours, or damaged.
+    #[error("database {path}")]
+    Open {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// A newer baton wrote it.
+    #[error("database has version {found}; this baton knows up to {known}: use the newer one")]
+    Newer {
+        /// What it has.
+        found: i64,
+        /// What is known.
+        known: i64,
+    },
+    /// A statement failed.
+    #[error("database")]
+    Sql(#[from] rusqlite::Error),
+    /// Others in the same commit failed.
+    #[error("database: {0}")]
+    Commit(String),
+    /// A row has another shape than was written.
+    #[error("row of script {0} is damaged")]
+    Row(String),
+    /// The store's thread has ended.
+    #[error("store is closed")]
+    Closed,
+}
+
+/// The store: a cheap handle.
+#[derive(Debug, Clone)]
+pub struct Store {
+    commands: mpsc::Sender<Command>,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+impl Store {
+    /// Opens the database, makes or migrates it.
+    ///
+    /// # Errors
+    /// When it can't be used, is no database, or a newer baton wrote it.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let connection = schema::open(path)?;
+        let (commands, received) = mpsc::channel(MAX_WAITING_CALLS);
+        let thread = std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || worker::run(connection, received))
+            .map_err(|_| StoreError::Closed)?;
+        Ok(Self { commands, thread: Arc::new(Mutex::new(Some(thread))) })
+    }
+
+    /// Remembers a new script, or says that there is one with its id.
+    ///
+    /// # Durability
+    /// On disk when it returns.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub async fn accept(&self, record: Record) -> Result<Accepted, StoreError> {
+        self.call(|reply| Command::Accept(Box::new(record), reply)).await
+    }
+
+    /// Changes a script.
+    ///
+    /// # Durability
+    /// On disk when it returns.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub async fn update(&self, update: ScriptUpdate) -> Result<(), StoreError> {
+        self.call(|reply| Command::Update(Box::new(update), reply)).await
+    }
+
+    /// One script.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub async fn get(&self, id: &ScriptId) -> Result<Option<Record>, StoreError> {
+        self.call(|reply| Command::Get(id.clone(), reply)).await
+    }
+
+    /// All scripts that are not done, in order of arrival.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub async fn living(&self) -> Result<Vec<Record>, StoreError> {
+        self.call(Command::Living).await
+    }
+
+    /// Scripts that are done, the newest arrival first.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub async fn done_page(
+        &self,
+        filter: DoneFilter,
+        after: Option<DoneCursor>,
+        limit: usize,
+    ) -> Result<Vec<Record>, StoreError> {
+        self.call(|reply| Command::DonePage { filter, after, limit, reply }).await
+    }
+
+    /// Removes a script if it is done; says whether it did.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub async fn forget(&self, id: &ScriptId) -> Result<bool, StoreError> {
+        self.call(|reply| Command::Forget(id.clone(), reply)).await
+    }
+
+    /// The greatest number of arrival so far.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub async fn max_seq(&self) -> Result<u64, StoreError> {
+        self.call(Command::MaxSeq).await
+    }
+
+    /// Ends the store's thread after what was asked before.
+    pub async fn close(&self) {
+        // An error: it has ended already.
+        self.commands.send(Command::Close).await.unwrap_or_default();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            drop(tokio::task::spawn_blocking(move || thread.join()).await);
+        }
+    }
+
+    async fn call<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Command,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,230 @@
+//! The store's thread: takes what waits, does it in one transaction, commits, answers.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, named_params, params};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Accepted, DoneCursor, DoneFilter, Record, ScriptUpdate, StoreError};
+use crate::script::{Phase, ScriptId};
+
+/// How many calls are committed together at most: bounds how long the first one waits.
+const MAX_BATCH: usize = 128;
+
+type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// A call.
+#[derive(Debug)]
+pub(super) enum Command {
+    Accept(Box<Record>, Reply<Accepted>),
+    Update(Box<ScriptUpdate>, Reply<()>),
+    Get(ScriptId, Reply<Option<Record>>),
+    Living(Reply<Vec<Record>>),
+    DonePage {
+        filter: DoneFilter,
+        after: Option<DoneCursor>,
+        limit: usize,
+        reply: Reply<Vec<Record>>,
+    },
+    Forget(ScriptId, Reply<bool>),
+    MaxSeq(Reply<u64>),
+    Close,
+}
+
+/// An answer that waits for the commit.
+type Answer = Box<dyn FnOnce(Result<(), StoreError>)>;
+
+/// Runs until [`Command::Close`], or until nobody can call any more.
+pub(super) fn run(mut connection: Connection, mut commands: mpsc::Receiver<Command>) {
+    while let Some(first) = commands.blocking_recv() {
+        let mut batch = vec![first];
+        while batch.len() < MAX_BATCH
+            && let Ok(next) = commands.try_recv()
+        {
+            batch.push(next);
+        }
+        let close = batch.iter().any(|command| matches!(command, Command::Close));
+        commit(&mut connection, batch);
+        if close {
+            return;
+        }
+    }
+}
+
+fn commit(connection: &mut Connection, batch: Vec<Command>) {
+    let mut answers: Vec<Answer> = Vec::with_capacity(batch.len());
+    let committed = connection.transaction().and_then(|transaction| {
+        for command in batch {
+            answers.extend(carry_out(&transaction, command));
+        }
+        transaction.commit()
+    });
+    let problem = committed.err().map(|error| error.to_string());
+    for answer in answers {
+        answer(problem.clone().map_or(Ok(()), |text| Err(StoreError::Commit(text))));
+    }
+}
+
+fn carry_out(transaction: &Transaction<'_>, command: Command) -> Option<Answer> {
+    let answer = match command {
+        Command::Accept(record, reply) => answer(reply, accept(transaction, &record)),
+        Command::Update(change, reply) => answer(reply, update(transaction, &change)),
+        Command::Get(id, reply) => answer(reply, get(transaction, &id)),
+        Command::Living(reply) => answer(reply, living(transaction)),
+        Command::DonePage { filter, after, limit, reply } => {
+            answer(reply, done_page(transaction, &filter, after, limit))
+        }
+        Command::Forget(id, reply) => answer(reply, forget(transaction, &id)),
+        Command::MaxSeq(reply) => answer(reply, max_seq(transaction)),
+        Command::Close => return None,
+    };
+    Some(answer)
+}
+
+fn answer<T: 'static>(reply: Reply<T>, result: Result<T, StoreError>) -> Answer {
+    Box::new(move |committed| {
+        // Whoever asked may be gone.
+        drop(reply.send(committed.and(result)));
+    })
+}
+
+fn accept(transaction: &Transaction<'_>, record: &Record) -> Result<Accepted, StoreError> {
+    let mut inserted = transaction.prepare_cached(
+        "INSERT INTO scripts (id, seq, request, phase, done, labels, mutex, queued_at, started_at,
+             ended_at, stop_reason, output_bytes)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) ON CONFLICT (id) DO NOTHING",
+    )?;
+    let count = inserted.execute(params![
+        record.id.as_str(),
+        signed(record.seq),
+        record.request,
+        json(&record.phase),
+        record.phase.is_done(),
+        json(&record.labels),
+        record.mutex,
+        nanoseconds(record.queued_at),
+        record.started_at.map(nanoseconds),
+        record.ended_at.map(nanoseconds),
+        record.stop_reason,
+        signed(record.output_bytes),
+    ])?;
+    if count == 1 {
+        return Ok(Accepted::New);
+    }
+    let existing = get(transaction, &record.id)?;
+    let existing = existing.ok_or_else(|| StoreError::Row(record.id.to_string()))?;
+    Ok(Accepted::Existing(Box::new(existing)))
+}
+
+fn update(transaction: &Transaction<'_>, change: &ScriptUpdate) -> Result<(), StoreError> {
+    let mut statement = transaction.prepare_cached(
+        "UPDATE scripts SET
+             phase = coalesce(:phase, phase), done = coalesce(:done, done),
+             started_at = coalesce(:started_at, started_at),
+             ended_at = coalesce(:ended_at, ended_at),
+             stop_reason = coalesce(:stop_reason, stop_reason),
+             output_bytes = coalesce(:output_bytes, output_bytes)
+         WHERE id = :id",
+    )?;
+    statement.execute(named_params! {
+        ":id": change.id.as_str(),
+        ":phase": change.phase.as_ref().map(json),
+        ":done": change.phase.as_ref().map(Phase::is_done),
+        ":started_at": change.started_at.map(nanoseconds),
+        ":ended_at": change.ended_at.map(nanoseconds),
+        ":stop_reason": change.stop_reason,
+        ":output_bytes": change.output_bytes.map(signed),
+    })?;
+    Ok(())
+}
+
+fn get(transaction: &Transaction<'_>, id: &ScriptId) -> Result<Option<Record>, StoreError> {
+    let mut statement = transaction.prepare_cached("SELECT * FROM scripts WHERE id = ?1")?;
+    let found = statement.query_row([id.as_str()], |row| Ok(record(row))).optional()?;
+    found.transpose()
+}
+
+fn living(transaction: &Transaction<'_>) -> Result<Vec<Record>, StoreError> {
+    let mut statement =
+        transaction.prepare_cached("SELECT * FROM scripts WHERE done = 0 ORDER BY seq")?;
+    let rows = statement.query_map([], |row| Ok(record(row)))?;
+    rows.map(|row| row?).collect()
+}
+
+fn done_page(
+    transaction: &Transaction<'_>,
+    filter: &DoneFilter,
+    after: Option<DoneCursor>,
+    limit: usize,
+) -> Result<Vec<Record>, StoreError> {
+    // Every wanted label must be among the script's: none of them may be missing.
+    let mut statement = transaction.prepare_cached(
+        "SELECT * FROM scripts WHERE done = 1 AND seq < :before AND NOT EXISTS (
+             SELECT 1 FROM json_each(:labels) AS wanted WHERE NOT EXISTS (
+                 SELECT 1 FROM json_each(scripts.labels) AS own
+                 WHERE own.key = wanted.key AND own.value = wanted.value))
+         ORDER BY seq DESC LIMIT :limit",
+    )?;
+    let rows = statement.query_map(
+        named_params! {
+            ":before": after.map_or(i64::MAX, |cursor| signed(cursor.seq)),
+            ":labels": json(&filter.labels),
+            ":limit": i64::try_from(limit).unwrap_or(i64::MAX),
+        },
+        |row| Ok(record(row)),
+    )?;
+    rows.map(|row| row?).collect()
+}
+
+fn forget(transaction: &Transaction<'_>, id: &ScriptId) -> Result<bool, StoreError> {
+    let mut statement =
+        transaction.prepare_cached("DELETE FROM scripts WHERE id = ?1 AND done = 1")?;
+    Ok(statement.execute([id.as_str()])? == 1)
+}
+
+fn max_seq(transaction: &Transaction<'_>) -> Result<u64, StoreError> {
+    let greatest: Option<i64> =
+        transaction.query_row("SELECT max(seq) FROM scripts", [], |row| row.get(0))?;
+    Ok(greatest.map_or(0, unsigned))
+}
+
+fn record(row: &Row<'_>) -> Result<Record, StoreError> {
+    let id: String = row.get("id")?;
+    let damaged = || StoreError::Row(id.clone());
+    let time = |ns: i64| Timestamp::from_nanosecond(i128::from(ns)).map_err(|_| damaged());
+    let phase: String = row.get("phase")?;
+    let labels: String = row.get("labels")?;
+    let started_at: Option<i64> = row.get("started_at")?;
+    let ended_at: Option<i64> = row.get("ended_at")?;
+    Ok(Record {
+        id: id.parse().map_err(|_| damaged())?,
+        seq: unsigned(row.get("seq")?),
+        request: row.get("request")?,
+        phase: serde_json::from_str(&phase).map_err(|_| damaged())?,
+        labels: serde_json::from_str(&labels).map_err(|_| damaged())?,
+        mutex: row.get("mutex")?,
+        queued_at: time(row.get("queued_at")?)?,
+        started_at: started_at.map(time).transpose()?,
+        ended_at: ended_at.map(time).transpose()?,
+        stop_reason: row.get("stop_reason")?,
+        output_bytes: unsigned(row.get("output_bytes")?),
+    })
+}
+
+/// What is ours always has a JSON form.
+fn json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// SQLite's integers are signed.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+/// Until the year 2262.
+fn nanoseconds(time: Timestamp) -> i64 {
+    i64::try_from(time.as_nanosecond()).unwrap_or(i64::MAX)
+}
