@@ -12,6 +12,7 @@
 //! | [`wire`] | generated messages and the conversions |
 //! | [`supervisor`] | the process beside each script: mutexes, process tree, journal, outcome |
 //! | [`workspace`] | a script's folder on disk |
+//! | [`snapshot`] | how a script stands, as outsiders see it |
 //! | [`spec`] | a validated request |
 //! | [`mutex`] | named mutexes: names, policy, the line on disk |
 //! | [`journal`] | a script's output on disk |
@@ -32,6 +33,7 @@ pub mod journal;
 pub mod mutex;
 pub mod rpc;
 pub mod script;
+pub mod snapshot;
 pub mod spec;
 pub mod store;
 pub mod supervisor;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
-use super::line::{Claimant, Folder, Other, Ticket};
+use super::line::{Claimant, Folder, Other, Party, Ticket};
 use super::os::{self, Waker};
 use super::{Claim, Mode, MutexError, MutexName, policy};
 
@@ -36,10 +36,10 @@ pub struct Blocked {
     pub mutex: MutexName,
     /// The place in its line among those who wait: 1 is next.
     pub position: usize,
-    /// Those who may hold it now, each with whether its claim is exclusive.
-    pub holders: Vec<(Claimant, bool)>,
+    /// Those who may hold it now; at most [`MAX_NAMED_AHEAD`].
+    pub holders: Vec<Party>,
     /// Those who wait before, in order; at most [`MAX_NAMED_AHEAD`].
-    pub ahead: Vec<(Claimant, bool)>,
+    pub ahead: Vec<Party>,
     /// Whether baton's line is free and somebody else holds the plain OS lock.
     pub foreign: bool,
 }
@@ -254,8 +254,9 @@ impl Place {
     }
 
     fn describe_line(&self, ahead: &[Other], modes: &[Mode]) -> Blocked {
-        let holding = (0..modes.len()).take_while(|i| policy::may_hold(modes, *i)).count();
-        let tell = |other: &Other| (other.claimant(), other.mode.is_exclusive());
+        let holding = policy::holding(modes);
+        let tell =
+            |other: &Other| Party { who: other.claimant(), exclusive: other.mode.is_exclusive() };
         Blocked {
             mutex: self.name.clone(),
             position: ahead.len() - holding + 1,

@@ -38,6 +38,15 @@ pub struct Claimant {
     pub holds_since: Option<Timestamp>,
 }
 
+/// A claimant and its claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Party {
+    /// Who it is.
+    pub who: Claimant,
+    /// Whether its claim is exclusive.
+    pub exclusive: bool,
+}
+
 impl Claimant {
     /// This process, doing `command`.
     pub fn this_process(command: String) -> Self {

@@ -40,7 +40,7 @@ pub mod policy;
 use std::path::PathBuf;
 
 pub use hold::{Advance, Blocked, Hold};
-pub use line::Claimant;
+pub use line::{Claimant, Party};
 pub use name::{ExclusiveKey, MutexName};
 pub use policy::Mode;
 

@@ -70,9 +70,43 @@ pub fn blockers(ahead: &[Mode], own: Mode) -> Vec<usize> {
     blockers
 }
 
-/// Whether the claim at `place` of the line may hold.
-pub fn may_hold(line: &[Mode], place: usize) -> bool {
-    line.get(place).is_some_and(|own| blockers(&line[..place], *own).is_empty())
+/// The claims before a place in the line, as far as the rule needs them: for walking a long line
+/// once.
+#[derive(Debug, Clone, Copy)]
+pub struct Ahead {
+    count: usize,
+    strictest: usize,
+}
+
+impl Default for Ahead {
+    /// The front of the line.
+    fn default() -> Self {
+        Self { count: 0, strictest: usize::MAX }
+    }
+}
+
+impl Ahead {
+    /// Whether a claim behind these may hold.
+    pub fn admits(self, own: Mode) -> bool {
+        self.count < self.strictest.min(own.limit())
+    }
+
+    /// These and one more.
+    #[must_use]
+    pub fn and(self, next: Mode) -> Self {
+        Self { count: self.count + 1, strictest: self.strictest.min(next.limit()) }
+    }
+}
+
+/// How many claims, from the front of the line on, may hold.
+pub fn holding(line: &[Mode]) -> usize {
+    let mut ahead = Ahead::default();
+    let admitted = line.iter().take_while(|own| {
+        let admits = ahead.admits(**own);
+        ahead = ahead.and(**own);
+        admits
+    });
+    admitted.count()
 }
 
 #[cfg(test)]
@@ -91,6 +125,10 @@ mod tests {
 
     fn line(text: &str) -> Vec<Mode> {
         text.chars().map(mode).collect()
+    }
+
+    fn may_hold(line: &[Mode], place: usize) -> bool {
+        blockers(&line[..place], line[place]).is_empty()
     }
 
     /// Who may hold, as a string of the same length: `H` may, `.` may not.
@@ -157,6 +195,7 @@ mod tests {
             // Progress, and nobody overtakes.
             prop_assert!(!holders.is_empty());
             prop_assert_eq!(&holders, &(0..holders.len()).collect::<Vec<_>>());
+            prop_assert_eq!(holding(&line), holders.len());
             // Nobody has more company than it allows.
             for holder in &holders {
                 prop_assert!(holders.len() <= line[*holder].limit());

@@ -1,0 +1,147 @@
+//! Pure: how a script stands, as outsiders see it: phase, waits, times.
+
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use crate::mutex::{ExclusiveKey, MutexName, Party};
+use crate::script::{Isolation, Labels, Phase, ScriptId};
+
+/// How a script stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its id.
+    pub script_id: ScriptId,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Its labels.
+    pub labels: Labels,
+    /// Its claim on the mutex.
+    pub isolation: Isolation,
+    /// The mutex that its isolation is about.
+    pub mutex: MutexName,
+    /// Its exclusive key.
+    pub exclusive_key: Option<ExclusiveKey>,
+    /// What it waits for.
+    pub waits: Vec<Wait>,
+    /// When it was accepted.
+    pub queued_at: Timestamp,
+    /// When it started to run.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// How many bytes of output there are so far.
+    pub output_bytes: u64,
+    /// What runs, in one line.
+    pub summary: String,
+}
+
+impl Snapshot {
+    /// Whether anything but the amount of output is different.
+    pub fn differs(&self, other: &Self) -> bool {
+        let same_output = Self { output_bytes: other.output_bytes, ..self.clone() };
+        same_output != *other
+    }
+}
+
+/// Something that a script waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wait {
+    /// The mutex.
+    pub mutex: MutexName,
+    /// The place among those who wait: 1 is next.
+    pub position: u32,
+    /// Those who hold the mutex.
+    pub holders: Vec<Party>,
+    /// Those who wait before; the first of them are named.
+    pub ahead: Vec<Party>,
+    /// How many wait before.
+    pub ahead_count: u32,
+    /// Whether a program that knows only the plain OS lock holds it.
+    pub foreign: bool,
+}
+
+impl Wait {
+    /// The wait in words: who holds the mutex, since when, how many are before.
+    pub fn reason(&self) -> String {
+        let mut text = format!("`{}` ", self.mutex);
+        let (named, more) = match self.holders.split_first() {
+            Some((first, others)) => (describe(first), others.len()),
+            None if self.foreign => ("a program outside baton".to_owned(), 0),
+            None => return text + "is about to be free",
+        };
+        // Writing into a String can't fail.
+        write!(text, "is held by {named}").unwrap_or_default();
+        match more {
+            0 => {}
+            1 => text.push_str(" and 1 other"),
+            more => write!(text, " and {more} others").unwrap_or_default(),
+        }
+        match self.ahead_count {
+            0 => {}
+            1 => text.push_str("; 1 waits before"),
+            count => write!(text, "; {count} wait before").unwrap_or_default(),
+        }
+        text
+    }
+}
+
+/// A claimant in words.
+pub fn describe(party: &Party) -> String {
+    let who = &party.who;
+    let mut text = match &who.script_id {
+        Some(id) => format!("script {id}"),
+        None => format!("pid {}", who.pid),
+    };
+    let labels: Vec<_> = who.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    for more in [who.command.clone(), labels.join(" "), who.user.clone()] {
+        if !more.is_empty() {
+            write!(text, ", {more}").unwrap_or_default();
+        }
+    }
+    if let Some(since) = who.holds_since {
+        write!(text, " since {}", clock(since)).unwrap_or_default();
+    }
+    text
+}
+
+/// The time of day in the local time zone, for people.
+pub fn clock(time: Timestamp) -> String {
+    time.to_zoned(TimeZone::system()).strftime("%H:%M:%S").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mutex::Claimant;
+
+    fn party(id: &str) -> Party {
+        let who = Claimant {
+            script_id: Some(id.to_owned()),
+            command: "make".to_owned(),
+            ..Claimant::default()
+        };
+        Party { who, exclusive: true }
+    }
+
+    #[test]
+    fn a_wait_says_who_holds_and_how_many_are_before() {
+        let mut wait = Wait {
+            mutex: MutexName::machine(),
+            position: 1,
+            holders: vec![party("a")],
+            ahead: Vec::new(),
+            ahead_count: 0,
+            foreign: false,
+        };
+        assert_eq!(wait.reason(), "`machine` is held by script a, make");
+        wait.holders.push(party("b"));
+        wait.ahead_count = 3;
+        assert_eq!(wait.reason(), "`machine` is held by script a, make and 1 other; 3 wait before");
+        wait.holders.clear();
+        wait.foreign = true;
+        wait.ahead_count = 0;
+        assert_eq!(wait.reason(), "`machine` is held by a program outside baton");
+    }
+}

@@ -1,0 +1,137 @@
+//! How a script stands: `Script`, `Wait`, `Claimant` and [`Snapshot`], [`Wait`], [`Party`].
+
+use jiff::Timestamp;
+
+use super::{WireError, from_timestamp, to_timestamp, v1};
+use crate::mutex::{Claimant, Party};
+use crate::script::{Isolation, Outcome, Phase};
+use crate::snapshot::{Snapshot, Wait};
+
+impl From<Snapshot> for v1::Script {
+    fn from(snapshot: Snapshot) -> Self {
+        let (phase, outcome) = match snapshot.phase {
+            Phase::Queued => (v1::Phase::Queued, None),
+            Phase::Waiting => (v1::Phase::Waiting, None),
+            Phase::Running => (v1::Phase::Running, None),
+            Phase::Stopping => (v1::Phase::Stopping, None),
+            Phase::Done(outcome) => (v1::Phase::Done, Some(outcome.into())),
+        };
+        Self {
+            script_id: snapshot.script_id.into(),
+            phase: phase.into(),
+            labels: snapshot.labels.into_iter().collect(),
+            isolation: Some(snapshot.isolation.into()),
+            mutex: snapshot.mutex.into(),
+            exclusive_key: snapshot.exclusive_key.map(String::from).unwrap_or_default(),
+            waits: snapshot.waits.into_iter().map(v1::Wait::from).collect(),
+            outcome,
+            queued_at: Some(to_timestamp(snapshot.queued_at)),
+            started_at: snapshot.started_at.map(to_timestamp),
+            ended_at: snapshot.ended_at.map(to_timestamp),
+            output_bytes: snapshot.output_bytes,
+            summary: snapshot.summary,
+        }
+    }
+}
+
+impl TryFrom<v1::Script> for Snapshot {
+    type Error = WireError;
+
+    fn try_from(message: v1::Script) -> Result<Self, WireError> {
+        let phase = match message.phase() {
+            v1::Phase::Queued => Phase::Queued,
+            v1::Phase::Waiting => Phase::Waiting,
+            v1::Phase::Running => Phase::Running,
+            v1::Phase::Stopping => Phase::Stopping,
+            v1::Phase::Done => {
+                let outcome = message.outcome.ok_or(WireError::Field("script.outcome"))?;
+                Phase::Done(Outcome::try_from(outcome)?)
+            }
+            v1::Phase::Unspecified => return Err(WireError::Field("script.phase")),
+        };
+        let key = message.exclusive_key;
+        let waits = message.waits.into_iter().map(Wait::try_from).collect::<Result<_, _>>()?;
+        Ok(Self {
+            script_id: message
+                .script_id
+                .parse()
+                .map_err(|_| WireError::Field("script.script_id"))?,
+            phase,
+            labels: message.labels.into_iter().collect(),
+            isolation: message.isolation.map_or(Isolation::Exclusive, Isolation::from),
+            mutex: message.mutex.parse().map_err(|_| WireError::Field("script.mutex"))?,
+            exclusive_key: if key.is_empty() { None } else { key.parse().ok() },
+            waits,
+            queued_at: message
+                .queued_at
+                .and_then(from_timestamp)
+                .ok_or(WireError::Field("script.queued_at"))?,
+            started_at: message.started_at.and_then(from_timestamp),
+            ended_at: message.ended_at.and_then(from_timestamp),
+            output_bytes: message.output_bytes,
+            summary: message.summary,
+        })
+    }
+}
+
+impl From<Wait> for v1::Wait {
+    fn from(wait: Wait) -> Self {
+        let reason = wait.reason();
+        let Wait { mutex, position, holders, ahead, ahead_count, foreign } = wait;
+        Self {
+            mutex: mutex.into(),
+            position,
+            holders: holders.into_iter().map(v1::Claimant::from).collect(),
+            ahead: ahead.into_iter().map(v1::Claimant::from).collect(),
+            ahead_count,
+            reason,
+            foreign,
+        }
+    }
+}
+
+impl TryFrom<v1::Wait> for Wait {
+    type Error = WireError;
+
+    fn try_from(message: v1::Wait) -> Result<Self, WireError> {
+        Ok(Self {
+            mutex: message.mutex.parse().map_err(|_| WireError::Field("wait.mutex"))?,
+            position: message.position,
+            foreign: message.foreign,
+            holders: message.holders.into_iter().map(Party::from).collect(),
+            ahead: message.ahead.into_iter().map(Party::from).collect(),
+            ahead_count: message.ahead_count,
+        })
+    }
+}
+
+impl From<Party> for v1::Claimant {
+    fn from(Party { who, exclusive }: Party) -> Self {
+        let since = who.holds_since.unwrap_or(who.waits_since);
+        Self {
+            script_id: who.script_id.unwrap_or_default(),
+            pid: who.pid,
+            user: who.user,
+            command: who.command,
+            labels: who.labels.into_iter().collect(),
+            exclusive,
+            since: Some(to_timestamp(since)),
+        }
+    }
+}
+
+impl From<v1::Claimant> for Party {
+    fn from(message: v1::Claimant) -> Self {
+        let since = message.since.and_then(from_timestamp);
+        let who = Claimant {
+            pid: message.pid,
+            user: message.user,
+            script_id: (!message.script_id.is_empty()).then_some(message.script_id),
+            command: message.command,
+            labels: message.labels.into_iter().collect(),
+            waits_since: since.unwrap_or(Timestamp::UNIX_EPOCH),
+            holds_since: since,
+        };
+        Self { who, exclusive: message.exclusive }
+    }
+}

@@ -1,0 +1,224 @@
+//! Requests: `ScriptSpec` and [`Spec`].
+
+use std::num::NonZeroU32;
+
+use prost::Message as _;
+
+use super::{WireError, from_duration, to_duration, v1};
+use crate::mutex::MutexName;
+use crate::script::{Isolation, ScriptId};
+use crate::spec::{MAX_TIME_LIMIT, Problem, Spec, SpecError, SpecFile, What};
+
+/// The interpreter of a body when the request names none.
+const DEFAULT_INTERPRETER: &str = "bash";
+
+/// A request as the store keeps it.
+pub fn encode_spec(spec: &Spec) -> Vec<u8> {
+    v1::ScriptSpec::from(spec.clone()).encode_to_vec()
+}
+
+/// A request as the store kept it.
+///
+/// # Errors
+/// When it was written by something else.
+pub fn decode_spec(bytes: &[u8]) -> Result<Spec, WireError> {
+    Ok(Spec::try_from(v1::ScriptSpec::decode(bytes)?)?)
+}
+
+impl TryFrom<v1::ScriptSpec> for Spec {
+    type Error = SpecError;
+
+    fn try_from(message: v1::ScriptSpec) -> Result<Self, SpecError> {
+        // Destructured whole: a new field can't be forgotten here.
+        let v1::ScriptSpec {
+            script_id,
+            what,
+            arguments,
+            interpreter,
+            environment,
+            files,
+            working_directory,
+            isolation,
+            mutex,
+            exclusive_key,
+            queue_time_limit,
+            run_time_limit,
+            grace,
+            labels,
+        } = message;
+        let script_id = if script_id.is_empty() {
+            ScriptId::random()
+        } else {
+            script_id.parse().map_err(|e| SpecError::new("script_id", e))?
+        };
+        let mutex = if mutex.is_empty() {
+            MutexName::machine()
+        } else {
+            mutex.parse().map_err(|e| SpecError::new("mutex", e))?
+        };
+        let exclusive_key = (!exclusive_key.is_empty()).then(|| exclusive_key.parse()).transpose();
+        let spec = Self {
+            script_id,
+            what: parse_what(what, interpreter)?,
+            arguments,
+            environment: environment.into_iter().collect(),
+            files: files.into_iter().map(SpecFile::from).collect(),
+            working_directory: (!working_directory.is_empty()).then(|| working_directory.into()),
+            isolation: isolation.map_or(Isolation::Exclusive, Isolation::from),
+            mutex,
+            exclusive_key: exclusive_key.map_err(|e| SpecError::new("exclusive_key", e))?,
+            queue_time_limit: parse_time("queue_time_limit", queue_time_limit)?,
+            run_time_limit: parse_time("run_time_limit", run_time_limit)?,
+            grace: parse_time("grace", grace)?,
+            labels: labels.into_iter().collect(),
+        };
+        spec.check()?;
+        Ok(spec)
+    }
+}
+
+fn parse_what(what: Option<v1::script_spec::What>, interpreter: String) -> Result<What, SpecError> {
+    match what {
+        Some(v1::script_spec::What::Body(text)) => {
+            let default = || DEFAULT_INTERPRETER.to_owned();
+            let interpreter = if interpreter.is_empty() { default() } else { interpreter };
+            Ok(What::Body { text, interpreter })
+        }
+        Some(v1::script_spec::What::Program(_)) if !interpreter.is_empty() => Err(SpecError::new(
+            "interpreter",
+            Problem::Invalid("goes with a body, not with a program"),
+        )),
+        Some(v1::script_spec::What::Program(program)) => Ok(What::Program(program)),
+        None => Err(SpecError::new("body or program", Problem::Missing)),
+    }
+}
+
+fn parse_time(
+    field: &str,
+    time: Option<prost_types::Duration>,
+) -> Result<Option<std::time::Duration>, SpecError> {
+    let parse = |time| {
+        from_duration(time).ok_or_else(|| SpecError::new(field, Problem::TimeRange(MAX_TIME_LIMIT)))
+    };
+    time.map(parse).transpose()
+}
+
+impl From<Spec> for v1::ScriptSpec {
+    fn from(spec: Spec) -> Self {
+        let (what, interpreter) = match spec.what {
+            What::Body { text, interpreter } => (v1::script_spec::What::Body(text), interpreter),
+            What::Program(program) => (v1::script_spec::What::Program(program), String::new()),
+        };
+        let directory = spec.working_directory.map(|path| path.to_string_lossy().into_owned());
+        Self {
+            script_id: spec.script_id.into(),
+            what: Some(what),
+            arguments: spec.arguments,
+            interpreter,
+            environment: spec.environment.into_iter().collect(),
+            files: spec.files.into_iter().map(v1::ScriptFile::from).collect(),
+            working_directory: directory.unwrap_or_default(),
+            isolation: Some(spec.isolation.into()),
+            mutex: spec.mutex.into(),
+            exclusive_key: spec.exclusive_key.map(String::from).unwrap_or_default(),
+            queue_time_limit: spec.queue_time_limit.map(to_duration),
+            run_time_limit: spec.run_time_limit.map(to_duration),
+            grace: spec.grace.map(to_duration),
+            labels: spec.labels.into_iter().collect(),
+        }
+    }
+}
+
+impl From<v1::ScriptFile> for SpecFile {
+    fn from(v1::ScriptFile { name, content, executable }: v1::ScriptFile) -> Self {
+        Self { name, content, executable }
+    }
+}
+
+impl From<SpecFile> for v1::ScriptFile {
+    fn from(SpecFile { name, content, executable }: SpecFile) -> Self {
+        Self { name, content, executable }
+    }
+}
+
+impl From<v1::Isolation> for Isolation {
+    fn from(message: v1::Isolation) -> Self {
+        match message.kind {
+            None | Some(v1::isolation::Kind::Exclusive(v1::Exclusive {})) => Self::Exclusive,
+            Some(v1::isolation::Kind::Shared(v1::Shared { at_most })) => {
+                Self::Shared { at_most: NonZeroU32::new(at_most) }
+            }
+            Some(v1::isolation::Kind::Observer(v1::Observer {})) => Self::Observer,
+        }
+    }
+}
+
+impl From<Isolation> for v1::Isolation {
+    fn from(isolation: Isolation) -> Self {
+        let kind = match isolation {
+            Isolation::Exclusive => v1::isolation::Kind::Exclusive(v1::Exclusive {}),
+            Isolation::Shared { at_most } => {
+                let at_most = at_most.map_or(0, NonZeroU32::get);
+                v1::isolation::Kind::Shared(v1::Shared { at_most })
+            }
+            Isolation::Observer => v1::isolation::Kind::Observer(v1::Observer {}),
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message() -> v1::ScriptSpec {
+        v1::ScriptSpec {
+            script_id: "a".to_owned(),
+            what: Some(v1::script_spec::What::Body("true".into())),
+            ..v1::ScriptSpec::default()
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_those_that_the_api_names() {
+        let spec = Spec::try_from(message()).unwrap();
+        let What::Body { interpreter, .. } = &spec.what else { panic!("no body") };
+        assert_eq!(interpreter, "bash");
+        assert_eq!(spec.isolation, Isolation::Exclusive);
+        assert_eq!(spec.mutex, MutexName::machine());
+        assert_eq!(spec.run_time_limit, None);
+    }
+
+    #[test]
+    fn a_request_reads_back_as_it_was() {
+        let full = v1::ScriptSpec {
+            arguments: vec!["x y".to_owned()],
+            environment: [("A".to_owned(), "1".to_owned())].into(),
+            files: vec![v1::ScriptFile {
+                name: "f".to_owned(),
+                content: "c".into(),
+                executable: true,
+            }],
+            working_directory: "/tmp".to_owned(),
+            isolation: Some(Isolation::Shared { at_most: NonZeroU32::new(2) }.into()),
+            mutex: "log".to_owned(),
+            exclusive_key: "web/prod".to_owned(),
+            queue_time_limit: Some(prost_types::Duration { seconds: 1, nanos: 5 }),
+            run_time_limit: Some(prost_types::Duration { seconds: 2, nanos: 0 }),
+            grace: Some(prost_types::Duration::default()),
+            labels: [("project".to_owned(), "web".to_owned())].into(),
+            ..message()
+        };
+        let spec = Spec::try_from(full).unwrap();
+        assert_eq!(decode_spec(&encode_spec(&spec)).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_negative_time_and_a_missing_script_are_refused() {
+        let negative = Some(prost_types::Duration { seconds: -1, nanos: 0 });
+        let bad = v1::ScriptSpec { run_time_limit: negative, ..message() };
+        assert_eq!(Spec::try_from(bad).unwrap_err().field, "run_time_limit");
+        let bad = v1::ScriptSpec { what: None, ..message() };
+        assert_eq!(Spec::try_from(bad).unwrap_err().field, "body or program");
+    }
+}
