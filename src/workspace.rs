@@ -1,1 +1,214 @@
-//! Not written yet.
+//! A script's folder on disk, where the agent and the script's supervisor meet.
+//!
+//! ```text
+//! <state>/scripts/<script id>/     0700
+//!   job.json        what the supervisor is to do
+//!   script          the body (script.ps1 for PowerShell, which insists on the ending)
+//!   work/           BATON_WORKSPACE: the script's own folder, and where it starts
+//!     files/        the small files of the request
+//!   supervisor      locked by the supervisor as long as it lives; its process id
+//!   cancel.json     why the script is to stop; written before the supervisor is told
+//!   output.journal  the output
+//!   outcome.json    how it ended: written once, durable
+//! ```
+//!
+//! It knows names and shapes of files, not what they mean.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::durable;
+use crate::script::ScriptId;
+use crate::spec::{Spec, What};
+
+/// A script's folder.
+#[derive(Debug, Clone)]
+pub struct Workspace {
+    path: PathBuf,
+}
+
+/// What could not be done with a workspace.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkspaceError {
+    /// A file or folder of it.
+    #[error("workspace file {path}")]
+    File {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file of it has another shape than expected.
+    #[error("workspace file {path} is damaged")]
+    Damaged {
+        /// Which one.
+        path: PathBuf,
+        /// How.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl Workspace {
+    /// The workspace of a script below `<state>/scripts`.
+    pub fn of(scripts: &Path, id: &ScriptId) -> Self {
+        Self { path: scripts.join(id.as_str()) }
+    }
+
+    /// The workspace at a path.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The script's own folder.
+    pub fn work(&self) -> PathBuf {
+        self.path.join("work")
+    }
+
+    /// The job for the supervisor.
+    pub fn job(&self) -> PathBuf {
+        self.path.join("job.json")
+    }
+
+    /// The file that a living supervisor keeps locked.
+    pub fn supervisor(&self) -> PathBuf {
+        self.path.join("supervisor")
+    }
+
+    /// Why the script is to stop.
+    pub fn cancel(&self) -> PathBuf {
+        self.path.join("cancel.json")
+    }
+
+    /// The output.
+    pub fn journal(&self) -> PathBuf {
+        self.path.join("output.journal")
+    }
+
+    /// How it ended.
+    pub fn outcome(&self) -> PathBuf {
+        self.path.join("outcome.json")
+    }
+
+    /// The body's file.
+    pub fn body(&self, interpreter: &str) -> PathBuf {
+        let name = Path::new(interpreter).file_stem().and_then(|name| name.to_str());
+        let powershell = matches!(name, Some("pwsh" | "powershell"));
+        self.path.join(if powershell { "script.ps1" } else { "script" })
+    }
+
+    /// Makes the folder anew with all that the request brings. What an earlier try left is removed.
+    ///
+    /// # Errors
+    /// When something can't be written.
+    pub fn create(&self, spec: &Spec) -> Result<(), WorkspaceError> {
+        self.remove()?;
+        let files = self.work().join("files");
+        for folder in [self.path.as_path(), &self.work(), &files] {
+            self.check(folder, DirBuilder::new().recursive(true).mode(0o700).create(folder))?;
+        }
+        if let What::Body { text, interpreter } = &spec.what {
+            let body = self.body(interpreter);
+            self.check(&body, write_new(&body, text, 0o700))?;
+        }
+        // Empty, so that the agent can watch it before the supervisor writes into it.
+        self.check(&self.journal(), write_new(&self.journal(), &[], 0o600))?;
+        for file in &spec.files {
+            let path = files.join(&file.name);
+            let mode = if file.executable { 0o700 } else { 0o600 };
+            self.check(&path, write_new(&path, &file.content, mode))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the folder with all that is in it.
+    ///
+    /// # Errors
+    /// When something can't be removed.
+    pub fn remove(&self) -> Result<(), WorkspaceError> {
+        match std::fs::remove_dir_all(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => self.check(&self.path, Err(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes one of the JSON files, whole and durable.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write_json<T: Serialize>(&self, path: &Path, value: &T) -> Result<(), WorkspaceError> {
+        let text = serde_json::to_vec(value)
+            .map_err(|source| WorkspaceError::Damaged { path: path.to_owned(), source })?;
+        self.check(path, durable::replace_file(path, &text, 0o600))
+    }
+
+    /// Reads one of the JSON files; `None` when it isn't there.
+    ///
+    /// # Errors
+    /// When it can't be read or has another shape.
+    pub fn read_json<T: DeserializeOwned>(&self, path: &Path) -> Result<Option<T>, WorkspaceError> {
+        let text = match std::fs::read(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => self.check(path, other)?,
+        };
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|source| WorkspaceError::Damaged { path: path.to_owned(), source })
+    }
+
+    /// Writes the job. Not durable: after a power failure there is no supervisor to read it.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write_job<T: Serialize>(&self, job: &T) -> Result<(), WorkspaceError> {
+        let path = self.job();
+        let text = serde_json::to_vec(job)
+            .map_err(|source| WorkspaceError::Damaged { path: path.clone(), source })?;
+        self.check(&path, write_new(&path, &text, 0o600))
+    }
+
+    /// Takes the job away, so that a supervisor that comes late finds nothing to do.
+    ///
+    /// # Errors
+    /// When it can't be removed.
+    pub fn void_job(&self) -> Result<(), WorkspaceError> {
+        let path = self.job();
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => self.check(&path, Err(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens the supervisor's file, to lock it.
+    ///
+    /// # Errors
+    /// When the workspace isn't there.
+    pub fn open_supervisor(&self) -> Result<File, WorkspaceError> {
+        let path = self.supervisor();
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        self.check(&path, options.open(&path))
+    }
+
+    #[expect(clippy::unused_self, reason = "reads as a method where it is used")]
+    fn check<T>(&self, path: &Path, result: io::Result<T>) -> Result<T, WorkspaceError> {
+        result.map_err(|source| WorkspaceError::File { path: path.to_owned(), source })
+    }
+}
+
+/// Not durable: the request in the store is, and a lost workspace is made again from it.
+fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.write_all(content)
+}

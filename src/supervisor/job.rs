@@ -1,0 +1,93 @@
+//! Pure: what passes between the agent and a supervisor, as JSON in the workspace and the journal.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::mutex::{Blocked, Claim, Claimant};
+use crate::script::{Outcome, ScriptId};
+
+/// The one line that a supervisor reads from its standard input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The workspace with the job.
+    pub workspace: PathBuf,
+    /// Must be the job's: a supervisor that comes late finds another one there and does nothing.
+    pub token: String,
+    /// Whether the script ends when the standard input does: its owner is gone.
+    pub tied: bool,
+}
+
+/// All that a supervisor must know, in `job.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// The script.
+    pub script_id: ScriptId,
+    /// See [`Assignment::token`].
+    pub token: String,
+    /// The program and its arguments, one by one.
+    pub command: Vec<String>,
+    /// The script's whole environment.
+    pub environment: BTreeMap<String, String>,
+    /// Where it starts.
+    pub directory: PathBuf,
+    /// The folder of the named mutexes.
+    pub mutexes: PathBuf,
+    /// The mutexes to hold.
+    pub claims: Vec<Claim>,
+    /// What others are told about who holds them.
+    pub claimant: Claimant,
+    /// What is left of the queue time limit, and the whole of it.
+    pub queue_time: Option<(Duration, Duration)>,
+    /// The run time limit.
+    pub run_time_limit: Option<Duration>,
+    /// The time between asking and forcing.
+    pub grace: Duration,
+    /// How much output is kept.
+    pub max_output_bytes: u64,
+    /// The run of the machine in which it was launched.
+    pub boot_id: String,
+}
+
+/// Why a script is to stop, in `cancel.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancel {
+    /// For people; may be empty.
+    pub reason: String,
+}
+
+/// What a supervisor says while it works: the events in the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "report", rename_all = "snake_case")]
+pub enum Report {
+    /// It has its places in all lines. From now on the order is settled.
+    Joined,
+    /// It waits, for these.
+    Waiting {
+        /// One for each mutex that is not free yet.
+        blocked: Vec<Blocked>,
+    },
+    /// It holds all mutexes and is about to start the script: from now on it may have run.
+    Starting,
+    /// The script runs.
+    Started {
+        /// Its process, which leads its process group.
+        pid: u32,
+    },
+    /// The script was asked to stop.
+    Stopping,
+}
+
+/// How it ended, in `outcome.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// How.
+    pub outcome: Outcome,
+    /// When the script started; `None` when it never did.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Timestamp,
+}

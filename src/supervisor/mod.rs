@@ -1,0 +1,226 @@
+//! The process beside each script. It takes the mutexes, starts the script, keeps its output, sees
+//! that its whole tree ends, records the outcome, and gives the mutexes back, in this order.
+//!
+//! ```text
+//! assignment ──► wait in the lines ──► start ──► run ──► end the tree ──► outcome.json ──► release
+//! ```
+//!
+//! 1. It shares no memory with the agent: they meet in the workspace, and a SIGTERM means "stop the
+//!    script" (`cancel.json` says why). So it outlives the agent.
+//! 2. The mutexes are given back only when the tree is gone and the outcome is on disk.
+//! 3. Exactly one supervisor works on a workspace: it keeps `supervisor` locked, and its token must
+//!    be the job's.
+//! 4. No runtime, no command line, no logging before the script starts.
+
+mod course;
+pub mod job;
+mod run;
+mod tree;
+mod wait;
+
+use std::io::{self, BufRead as _, Seek as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+
+use crate::journal::{self, Writer};
+use crate::mutex::{MutexError, os};
+use crate::script::{Outcome, OutcomeKind};
+use crate::workspace::{Workspace, WorkspaceError};
+use job::{Assignment, Cancel, Ending, Job, Report};
+
+/// Why a supervisor could not do its work.
+#[derive(Debug, thiserror::Error)]
+enum SuperviseError {
+    #[error("assignment")]
+    Assignment(#[source] io::Error),
+    #[error(transparent)]
+    Workspace(#[from] WorkspaceError),
+    #[error(transparent)]
+    Mutex(#[from] MutexError),
+    #[error("output journal")]
+    Journal(#[from] journal::JournalError),
+    #[error("system call")]
+    System(#[from] io::Error),
+}
+
+/// Runs `baton supervise`: reads an [`Assignment`] from standard input and does it.
+pub fn main() -> ExitCode {
+    match read_assignment().and_then(|assignment| assignment.map_or(Ok(()), supervise)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the agent's own standard error; there is no logging here")]
+fn complain(error: &SuperviseError) {
+    eprintln!("baton supervise: {}", chain(error));
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// `None` when the agent ended without one: a supervisor that was kept ready and not needed.
+fn read_assignment() -> Result<Option<Assignment>, SuperviseError> {
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line).map_err(SuperviseError::Assignment)?;
+    if !line.ends_with('\n') {
+        return Ok(None);
+    }
+    let assignment = serde_json::from_str(&line).map_err(io::Error::from);
+    assignment.map(Some).map_err(SuperviseError::Assignment)
+}
+
+fn supervise(assignment: Assignment) -> Result<(), SuperviseError> {
+    let workspace = Workspace::at(assignment.workspace);
+    // Rule 3. Held until this process ends; not inherited by the script.
+    let mut lock = workspace.open_supervisor()?;
+    if !os::try_lock_exclusive(&lock)? {
+        return Ok(());
+    }
+    let job: Option<Job> = workspace.read_json(&workspace.job())?;
+    let Some(job) = job.filter(|job| job.token == assignment.token) else {
+        return Ok(());
+    };
+    lock.set_len(0)?;
+    lock.rewind()?;
+    lock.write_all(format!("{}\n", std::process::id()).as_bytes())?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(io::Error::from)?;
+    let signals = Signals::register(assignment.tied)?;
+    let journal = Writer::create(&workspace.journal(), job.max_output_bytes)?;
+    Supervision { workspace, job, signals, journal }.carry_out()
+}
+
+/// What tells a supervisor to stop, and that a process has ended.
+struct Signals {
+    stop: UnixStream,
+    child: UnixStream,
+    tied: bool,
+}
+
+impl Signals {
+    fn register(tied: bool) -> io::Result<Self> {
+        let (stop, stop_writer) = UnixStream::pair()?;
+        for signal in [SIGTERM, SIGINT, SIGHUP] {
+            signal_hook::low_level::pipe::register(signal, stop_writer.try_clone()?)?;
+        }
+        let (child, child_writer) = UnixStream::pair()?;
+        signal_hook::low_level::pipe::register(SIGCHLD, child_writer)?;
+        for stream in [&stop, &child] {
+            stream.set_nonblocking(true)?;
+        }
+        Ok(Self { stop, child, tied })
+    }
+
+    /// Whether a signal came since the last call.
+    fn take(stream: &UnixStream) -> bool {
+        let mut bytes = [0_u8; 64];
+        let mut came = false;
+        while rustix::io::read(stream, &mut bytes).is_ok_and(|read| read > 0) {
+            came = true;
+        }
+        came
+    }
+
+    /// Whether the owner that the script is tied to is gone.
+    fn owner_is_gone(&self) -> bool {
+        let stdin = io::stdin();
+        let mut polled = [PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN)];
+        let now = Timespec::default();
+        self.tied
+            && rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
+            && rustix::io::read(stdin.as_fd(), &mut [0_u8; 16]).is_ok_and(|read| read == 0)
+    }
+}
+
+/// One script's supervision: what all its stages need.
+struct Supervision {
+    workspace: Workspace,
+    job: Job,
+    signals: Signals,
+    journal: Writer,
+}
+
+impl Supervision {
+    /// All stages.
+    fn carry_out(mut self) -> Result<(), SuperviseError> {
+        let hold = match self.wait() {
+            Ok(wait::Waited::Held(hold)) => hold,
+            Ok(wait::Waited::Over(kind)) => return self.record(kind.into(), None),
+            Err(error) => {
+                let reason = chain(&error);
+                return self.record(OutcomeKind::NotStarted { reason }.into(), None);
+            }
+        };
+        let (outcome, started_at) = self.run(&hold);
+        let recorded = self.record(outcome, started_at);
+        // Rule 2.
+        hold.release()?;
+        recorded
+    }
+
+    /// Tells the agent.
+    fn report(&mut self, report: &Report) -> Result<(), SuperviseError> {
+        let text = serde_json::to_vec(report).map_err(io::Error::from)?;
+        Ok(self.journal.append_event(&text, Timestamp::now())?)
+    }
+
+    /// Puts the outcome on disk.
+    fn record(
+        &mut self,
+        mut outcome: Outcome,
+        started_at: Option<Timestamp>,
+    ) -> Result<(), SuperviseError> {
+        outcome.output_dropped_bytes = self.journal.dropped_bytes();
+        // The outcome must be known even if the output can't be kept.
+        let synced = self.journal.sync();
+        let ending = Ending { outcome, started_at, ended_at: Timestamp::now() };
+        self.workspace.write_json(&self.workspace.outcome(), &ending)?;
+        Ok(synced?)
+    }
+
+    /// Why the script is to stop, if it is.
+    fn stop_reason(&self) -> Option<String> {
+        if Signals::take(&self.signals.stop) {
+            let cancel: Option<Cancel> =
+                self.workspace.read_json(&self.workspace.cancel()).ok().flatten();
+            let unsaid = || "its supervisor was told to stop".to_owned();
+            return Some(cancel.map_or_else(unsaid, |cancel| cancel.reason));
+        }
+        self.signals.owner_is_gone().then(|| "the command that ran it is gone".to_owned())
+    }
+
+    /// Sleeps until one of `more`, a signal, the owner's end, or the deadline.
+    fn sleep(&self, more: &[BorrowedFd<'_>], deadline: Option<Instant>) -> io::Result<()> {
+        let stdin = io::stdin();
+        let owner = self.signals.tied.then(|| stdin.as_fd());
+        let signals = [self.signals.stop.as_fd(), self.signals.child.as_fd()];
+        let all = more.iter().copied().chain(signals).chain(owner);
+        let mut polled: Vec<_> =
+            all.map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN)).collect();
+        let left = deadline.map(|until| until.saturating_duration_since(Instant::now()));
+        // A time that the system can't express is for ever.
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        match rustix::event::poll(&mut polled, left.as_ref()) {
+            Err(e) if e != rustix::io::Errno::INTR => Err(e.into()),
+            _ => Ok(()),
+        }
+    }
+}

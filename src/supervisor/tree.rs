@@ -1,0 +1,256 @@
+//! The process tree of one script: starting it, signalling all of it, seeing that it is gone.
+//!
+//! The supervisor is a child subreaper: whatever a script starts stays among the supervisor's
+//! descendants, also after a double fork or `setsid`. Children are reaped by their own id, never by
+//! `waitpid(-1)`, and the tree is gone when the kernel says that there are no children.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io::{self, PipeReader};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus, pidfd_open,
+    pidfd_send_signal,
+};
+
+use super::course::LeaderEnd;
+use super::job::Job;
+use crate::script::Straggler;
+use crate::spec::shorten;
+
+/// How much a pipe takes before the script waits for its reader: the most that an ordinary user may
+/// ask for.
+const PIPE_BYTES: usize = 1024 * 1024;
+/// How many stragglers are named; the others are ended all the same.
+const MAX_NAMED_STRAGGLERS: usize = 16;
+/// How much of a straggler's command line is kept.
+const COMMAND_CHARS: usize = 256;
+
+/// A started script.
+#[derive(Debug)]
+pub(super) struct Tree {
+    leader: Pid,
+}
+
+/// The reading ends of a script's outputs.
+pub(super) struct Pipes {
+    pub(super) stdout: PipeReader,
+    pub(super) stderr: PipeReader,
+}
+
+impl Tree {
+    /// Starts the script. An error is the reason in words, for the outcome.
+    pub(super) fn start(job: &Job) -> Result<(Self, Pipes), String> {
+        let (name, arguments) = job.command.split_first().ok_or("nothing to run")?;
+        if !job.directory.is_dir() {
+            return Err(format!("working directory {} not found", job.directory.display()));
+        }
+        let program = find_program(name, job.environment.get("PATH"))?;
+        let reason = |e: io::Error| format!("`{name}` could not be started: {e}");
+        let (stdout, stdout_writer) = pipe().map_err(reason)?;
+        let (stderr, stderr_writer) = pipe().map_err(reason)?;
+        let mut command = Command::new(program);
+        command
+            .arg0(name)
+            .args(arguments)
+            .env_clear()
+            .envs(&job.environment)
+            .current_dir(&job.directory)
+            .stdin(Stdio::null())
+            .stdout(stdout_writer)
+            .stderr(stderr_writer)
+            // A group of its own, by posix_spawn: pre_exec would fork.
+            .process_group(0);
+        #[expect(clippy::disallowed_methods, reason = "this is the home of scripts")]
+        let child = command.spawn().map_err(reason)?;
+        let leader = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let leader = leader.ok_or("the system gave no process id")?;
+        Ok((Self { leader }, Pipes { stdout, stderr }))
+    }
+
+    /// The process that was started.
+    pub(super) fn leader(&self) -> u32 {
+        self.leader.as_raw_nonzero().get().cast_unsigned()
+    }
+
+    /// Reaps the leader if it has ended.
+    pub(super) fn leader_end(&self) -> io::Result<Option<LeaderEnd>> {
+        let ended = rustix::process::waitpid(Some(self.leader), WaitOptions::NOHANG)?;
+        Ok(ended.and_then(|(_, status)| leader_end(status)))
+    }
+
+    /// Sends SIGTERM to every process of the tree.
+    pub(super) fn ask(&self) {
+        // The group at once first, so that a pipeline hears it together.
+        rustix::process::kill_process_group(self.leader, Signal::TERM).unwrap_or_default();
+        let leader = self.leader();
+        for process in descendants().into_iter().filter(|process| process.group != leader) {
+            process.signal(Signal::TERM);
+        }
+    }
+
+    /// Sends SIGKILL to every process of the tree.
+    pub(super) fn force() {
+        for process in descendants() {
+            process.signal(Signal::KILL);
+        }
+    }
+
+    /// The processes that are left.
+    pub(super) fn stragglers() -> Vec<Straggler> {
+        let living = descendants().into_iter().filter(|process| process.state != 'Z');
+        living.take(MAX_NAMED_STRAGGLERS).map(|process| process.describe()).collect()
+    }
+
+    /// Ends whatever is left and returns when all of it is gone.
+    pub(super) fn end() -> io::Result<()> {
+        while has_children()? {
+            let left = descendants();
+            let mut dying = Vec::new();
+            for process in &left {
+                if process.state == 'Z' {
+                    process.reap();
+                } else if let Some(descriptor) = process.signal(Signal::KILL) {
+                    dying.push(descriptor);
+                }
+            }
+            // A process that can't be killed keeps its mutexes: the wait is without limit.
+            for descriptor in dying {
+                let mut polled = [PollFd::new(&descriptor, PollFlags::IN)];
+                rustix::event::poll(&mut polled, None).map(drop).or_else(ignore_interrupt)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reaps children that the script left to the supervisor, except `leader`.
+pub(super) fn reap_orphans(leader: u32) {
+    let me = std::process::id();
+    let zombies = descendants().into_iter().filter(|process| process.state == 'Z');
+    for process in zombies.filter(|process| process.parent == me && process.pid != leader) {
+        process.reap();
+    }
+}
+
+fn ignore_interrupt(error: rustix::io::Errno) -> io::Result<()> {
+    if error == rustix::io::Errno::INTR { Ok(()) } else { Err(error.into()) }
+}
+
+fn leader_end(status: WaitStatus) -> Option<LeaderEnd> {
+    let exited = status.exit_status().map(LeaderEnd::Exited);
+    exited.or_else(|| status.terminating_signal().map(LeaderEnd::Signalled))
+}
+
+fn pipe() -> io::Result<(PipeReader, io::PipeWriter)> {
+    let (reader, writer) = io::pipe()?;
+    // Best effort: over the user's quota the kernel refuses, and the default size works as well.
+    rustix::pipe::fcntl_setpipe_size(&writer, PIPE_BYTES).unwrap_or_default();
+    rustix::io::ioctl_fionbio(&reader, true)?;
+    Ok((reader, writer))
+}
+
+/// Finds a program in the script's own PATH. An error is the reason in words.
+fn find_program(name: &str, path: Option<&String>) -> Result<PathBuf, String> {
+    let candidates: Vec<PathBuf> = if name.contains('/') {
+        vec![PathBuf::from(name)]
+    } else {
+        let path = path.map_or("", String::as_str);
+        std::env::split_paths(OsStr::new(path)).map(|folder| folder.join(name)).collect()
+    };
+    let found: Vec<PathBuf> = candidates.into_iter().filter(|path| path.is_file()).collect();
+    match found.iter().find(|path| is_executable(path)) {
+        Some(program) => Ok(program.clone()),
+        None if found.is_empty() => Err(format!("`{name}` not found")),
+        None => Err(format!("`{name}` is not executable")),
+    }
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.metadata().is_ok_and(|found| found.permissions().mode() & 0o111 != 0)
+}
+
+/// Whether this process has any children, also ones that wait to be reaped.
+fn has_children() -> io::Result<bool> {
+    let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    match rustix::process::waitid(WaitId::All, peek) {
+        Err(rustix::io::Errno::CHILD) => Ok(false),
+        Err(e) => Err(e.into()),
+        Ok(_) => Ok(true),
+    }
+}
+
+/// A process below this one.
+#[derive(Debug)]
+struct Process {
+    pid: u32,
+    parent: u32,
+    group: u32,
+    state: char,
+}
+
+impl Process {
+    fn read(pid: u32) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name in parentheses may hold anything, also spaces and parentheses.
+        let mut fields = stat.get(stat.rfind(')')? + 2..)?.split(' ');
+        let state = fields.next()?.chars().next()?;
+        let parent = fields.next()?.parse().ok()?;
+        let group = fields.next()?.parse().ok()?;
+        Some(Self { pid, parent, group, state })
+    }
+
+    /// Sends a signal to exactly this process; returns what becomes readable when it has ended.
+    fn signal(&self, signal: Signal) -> Option<OwnedFd> {
+        let pid = Pid::from_raw(self.pid.cast_signed())?;
+        let descriptor = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        // The id may have passed to another process since it was read: the descriptor can't.
+        let same = Self::read(self.pid)?;
+        if same.parent != self.parent && same.parent != std::process::id() {
+            return None;
+        }
+        pidfd_send_signal(descriptor.as_fd(), signal).ok()?;
+        Some(descriptor)
+    }
+
+    /// Reaps it if it is a child of this process and has ended.
+    fn reap(&self) {
+        if let Some(pid) = Pid::from_raw(self.pid.cast_signed()) {
+            // ECHILD: it is its parent's to reap.
+            rustix::process::waitpid(Some(pid), WaitOptions::NOHANG).map(drop).unwrap_or_default();
+        }
+    }
+
+    fn describe(&self) -> Straggler {
+        let line = std::fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+        let command = shorten(words.join(" ").trim_end(), COMMAND_CHARS);
+        Straggler { pid: self.pid, command }
+    }
+}
+
+/// All processes below this one, in no order.
+fn descendants() -> Vec<Process> {
+    let mut children: BTreeMap<u32, Vec<Process>> = BTreeMap::new();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    for pid in entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
+        if let Some(process) = Process::read(pid) {
+            children.entry(process.parent).or_default().push(process);
+        }
+    }
+    let mut found = Vec::new();
+    let mut parents = vec![std::process::id()];
+    while let Some(parent) = parents.pop() {
+        for process in children.remove(&parent).unwrap_or_default() {
+            parents.push(process.pid);
+            found.push(process);
+        }
+    }
+    found
+}

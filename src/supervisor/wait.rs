@@ -1,0 +1,52 @@
+//! The first stage: in the lines of the mutexes, until all are held or the wait is over.
+
+use std::os::fd::BorrowedFd;
+use std::time::Instant;
+
+use super::job::Report;
+use super::{SuperviseError, Supervision};
+use crate::mutex::{Advance, Hold};
+use crate::script::OutcomeKind;
+
+/// How the wait ended.
+pub(super) enum Waited {
+    /// All mutexes are held.
+    Held(Hold),
+    /// The script never starts.
+    Over(OutcomeKind),
+}
+
+impl Supervision {
+    /// Waits in the lines of the job's mutexes.
+    pub(super) fn wait(&mut self) -> Result<Waited, SuperviseError> {
+        let deadline = self.job.queue_time.and_then(|(left, _)| Instant::now().checked_add(left));
+        let mut hold =
+            Hold::join(&self.job.mutexes, &self.job.claims, self.job.claimant.clone(), true)?;
+        self.report(&Report::Joined)?;
+        let mut told = Vec::new();
+        loop {
+            match hold.advance()? {
+                Advance::Held => return Ok(Waited::Held(hold)),
+                Advance::Blocked(blocked) if blocked != told => {
+                    self.report(&Report::Waiting { blocked: blocked.clone() })?;
+                    told = blocked;
+                }
+                Advance::Blocked(_) => {}
+            }
+            let descriptors: Vec<BorrowedFd<'_>> = hold.descriptors().collect();
+            self.sleep(&descriptors, deadline)?;
+            if let Some(over) = self.wait_is_over(deadline) {
+                hold.release()?;
+                return Ok(Waited::Over(over));
+            }
+        }
+    }
+
+    fn wait_is_over(&self, deadline: Option<Instant>) -> Option<OutcomeKind> {
+        if let Some(reason) = self.stop_reason() {
+            return Some(OutcomeKind::Cancelled { while_queued: true, reason });
+        }
+        let (_, limit) = self.job.queue_time?;
+        (Instant::now() >= deadline?).then_some(OutcomeKind::QueueTimedOut { limit })
+    }
+}
