@@ -1,0 +1,196 @@
+//! One task for each launched script: follows what its supervisor writes, and records its end.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tracing::{debug, error, warn};
+
+use super::supervisor::Supervisor;
+use super::{Agent, AgentError};
+use crate::filewatch::FileWatch;
+use crate::journal::EventScanner;
+use crate::script::{Event, OutcomeKind, Phase, ScriptId};
+use crate::spec::Spec;
+use crate::store::ScriptUpdate;
+use crate::supervisor::job::{Ending, Report};
+
+/// How often a supervisor may die before it starts the script.
+const MAX_FALSE_STARTS: u32 = 3;
+
+/// What an attendant knows of its script.
+#[derive(Debug)]
+struct Seen {
+    scanner: EventScanner,
+    /// Whether the script may have run.
+    starting: bool,
+}
+
+enum Noticed {
+    Journal,
+    End,
+}
+
+impl Agent {
+    /// Follows a launched script until its supervisor has ended.
+    pub(super) async fn attend(self, spec: Arc<Spec>, supervisor: Supervisor) {
+        let id = &spec.script_id;
+        let outcome = self.follow_supervisor(id, supervisor).await;
+        self.inner.supervisors.ended(id);
+        let recorded = match outcome {
+            Ok(starting) => self.conclude(id, starting.then(super::recover::lost_reason)).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = recorded {
+            error!(error = super::chain(&error), "the end is not recorded");
+        }
+    }
+
+    /// Returns when the supervisor has ended; says whether the script may have run.
+    async fn follow_supervisor(
+        &self,
+        id: &ScriptId,
+        mut supervisor: Supervisor,
+    ) -> Result<bool, AgentError> {
+        let journal = self.workspace(id).journal();
+        let failed = |source| AgentError::State { path: journal.clone(), source };
+        let mut watch: FileWatch = self.inner.watcher.watch(&journal).map_err(failed)?;
+        let mut seen = Seen { scanner: EventScanner::open(&journal), starting: false };
+        loop {
+            seen = self.read_reports(id, seen).await?;
+            let noticed = tokio::select! {
+                () = watch.changed() => Noticed::Journal,
+                () = supervisor.ended() => Noticed::End,
+            };
+            match noticed {
+                Noticed::Journal => {}
+                Noticed::End => break,
+            }
+        }
+        Ok(self.read_reports(id, seen).await?.starting)
+    }
+
+    /// Reads what is new in the journal.
+    async fn read_reports(&self, id: &ScriptId, mut seen: Seen) -> Result<Seen, AgentError> {
+        let before = seen.scanner.output_len();
+        let scan = move || {
+            let mut reports = Vec::new();
+            let ended = loop {
+                match seen.scanner.next_event() {
+                    Ok(Some((time, payload))) => reports.push((time, payload)),
+                    Ok(None) => break Ok(()),
+                    Err(error) => break Err(error),
+                }
+            };
+            (seen, reports, ended)
+        };
+        let (mut seen, reports, ended) = super::blocking(scan).await?;
+        if let Err(error) = ended {
+            // What came before is good; the outcome will be read from its own file.
+            warn!(%error, "journal can't be read on");
+        }
+        for (time, payload) in reports {
+            match serde_json::from_slice(&payload) {
+                Ok(report) => self.hear(id, report, time, &mut seen).await?,
+                Err(error) => warn!(%error, "report is not understood"),
+            }
+        }
+        let output_bytes = seen.scanner.output_len();
+        if output_bytes != before
+            && let Some(living) = self.table().get_mut(id)
+        {
+            living.output_bytes = output_bytes;
+            living.changed.send_replace(());
+        }
+        Ok(seen)
+    }
+
+    async fn hear(
+        &self,
+        id: &ScriptId,
+        report: Report,
+        time: Timestamp,
+        seen: &mut Seen,
+    ) -> Result<(), AgentError> {
+        debug!(?report, "supervisor reports");
+        match report {
+            Report::Joined => self.table().queue.joined(id),
+            Report::Waiting { blocked } => {
+                if let Some(living) = self.table().get_mut(id) {
+                    living.blocked = blocked;
+                    living.changed.send_replace(());
+                }
+            }
+            Report::Starting => seen.starting = true,
+            Report::Started { .. } => {
+                {
+                    let mut table = self.table();
+                    if let Some(living) = table.get_mut(id) {
+                        living.started_at = Some(time);
+                        living.blocked.clear();
+                    }
+                    table.apply(id, Event::Started)?;
+                }
+                self.remember(id, Some(time)).await;
+            }
+            Report::Stopping => self.table().apply(id, Event::Stop)?,
+        }
+        self.queue_changed();
+        Ok(())
+    }
+
+    /// Puts the phase into the store, for who reads it there. What counts is in the workspace.
+    async fn remember(&self, id: &ScriptId, started_at: Option<Timestamp>) {
+        let phase = self.table().get(id).map(|living| living.phase.clone());
+        let update = ScriptUpdate { phase, started_at, ..ScriptUpdate::of(id.clone()) };
+        if let Err(error) = self.inner.store.update(update).await {
+            warn!(%error, "the phase is not stored");
+        }
+    }
+
+    /// Records the end of a script whose supervisor has ended. `lost` says why its outcome isn't
+    /// known if it may have run and there is none.
+    pub(super) async fn conclude(
+        &self,
+        id: &ScriptId,
+        lost: Option<String>,
+    ) -> Result<(), AgentError> {
+        let workspace = self.workspace(id);
+        let ending: Option<Ending> =
+            super::blocking(move || workspace.read_json(&workspace.outcome())).await??;
+        if let Some(Ending { outcome, started_at, ended_at }) = ending {
+            return self.finish(id, outcome, started_at, ended_at).await;
+        }
+        let stopped = self.table().get(id).and_then(|living| living.stop.clone());
+        let kind = match (lost, stopped) {
+            (Some(reason), _) => OutcomeKind::Lost { reason },
+            (None, Some(reason)) => OutcomeKind::Cancelled { while_queued: true, reason },
+            (None, None) if self.requeue(id)? => return Ok(()),
+            (None, None) => OutcomeKind::NotStarted {
+                reason: format!("its supervisor ended {MAX_FALSE_STARTS} times before the start"),
+            },
+        };
+        self.finish(id, kind.into(), None, Timestamp::now()).await
+    }
+
+    /// Puts a script back into the queue, in its old place. `false` when that was done too often.
+    fn requeue(&self, id: &ScriptId) -> Result<bool, AgentError> {
+        {
+            let mut table = self.table();
+            let Some(living) = table.get_mut(id) else {
+                return Ok(true);
+            };
+            living.false_starts += 1;
+            if living.false_starts >= MAX_FALSE_STARTS {
+                return Ok(false);
+            }
+            warn!(script_id = %id, "its supervisor ended before the start; it is queued again");
+            living.blocked.clear();
+            if living.phase != Phase::Queued {
+                table.apply(id, Event::Requeued)?;
+            }
+            table.queue.requeue(id);
+        }
+        self.queue_changed();
+        Ok(true)
+    }
+}

@@ -1,0 +1,153 @@
+//! Launching: makes a script's workspace, writes the job, assigns a supervisor. One task does it, in
+//! the order that the queue gives.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tracing::{Instrument as _, error, info_span};
+
+use super::supervisor::Supervisor;
+use super::{Agent, AgentError};
+use crate::script::{Isolation, OutcomeKind};
+use crate::spec::{Spec, What};
+use crate::supervisor::job::Job;
+use crate::workspace::Workspace;
+
+/// The PATH of a script when the agent has none.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+impl Agent {
+    /// Launches what the queue allows, whenever it changes.
+    pub(super) async fn run_launcher(self) {
+        loop {
+            if let Err(error) = self.inner.supervisors.keep_one_ready() {
+                error!(%error, "no supervisor is kept ready");
+            }
+            let next = self.table().launch_next();
+            match next {
+                Some(spec) => {
+                    let span = info_span!("script", script_id = %spec.script_id);
+                    self.launch(spec).instrument(span).await;
+                    self.inner.changed.send_replace(());
+                }
+                None => self.inner.launch.notified().await,
+            }
+        }
+    }
+
+    async fn launch(&self, spec: Arc<Spec>) {
+        let id = &spec.script_id;
+        match self.assign(&spec).await {
+            Ok(supervisor) => {
+                let attendant = self.clone().attend(Arc::clone(&spec), supervisor);
+                self.spawn(attendant.instrument(tracing::Span::current()));
+                // Who cancelled meanwhile found no supervisor to tell.
+                if self.table().get(id).is_some_and(|living| living.stop.is_some()) {
+                    self.inner.supervisors.stop(id);
+                }
+            }
+            Err(error) => {
+                error!(%error, "can't be launched");
+                let reason = crate::agent::chain(&error);
+                let outcome = OutcomeKind::NotStarted { reason }.into();
+                if let Err(error) = self.finish(id, outcome, None, Timestamp::now()).await {
+                    error!(%error, "the end is not recorded");
+                }
+            }
+        }
+    }
+
+    async fn assign(&self, spec: &Arc<Spec>) -> Result<Supervisor, AgentError> {
+        let workspace = self.workspace(&spec.script_id);
+        let job = self.job(spec, &workspace);
+        let token = job.token.clone();
+        let path = workspace.path().to_owned();
+        let made = {
+            let spec = Arc::clone(spec);
+            super::blocking(move || {
+                workspace.create(&spec)?;
+                workspace.write_job(&job)
+            })
+        };
+        made.await??;
+        let assigned = self.inner.supervisors.assign(&spec.script_id, path, token).await;
+        assigned.map_err(|source| AgentError::State {
+            path: self.inner.settings.program.clone(),
+            source,
+        })
+    }
+
+    fn job(&self, spec: &Spec, workspace: &Workspace) -> Job {
+        let settings = &self.inner.settings;
+        let mut command = match &spec.what {
+            What::Program(program) => vec![program.clone()],
+            What::Body { interpreter, .. } => interpreter_command(interpreter, workspace),
+        };
+        command.extend(spec.arguments.iter().cloned());
+        let table = self.table();
+        let living = table.get(&spec.script_id);
+        let mut claimant = living.map(super::table::Living::claimant).unwrap_or_default();
+        claimant.user = crate::mutex::Claimant::this_process(String::new()).user;
+        let waited = living.map(|living| Timestamp::now() - living.queued_at);
+        let waited = waited.and_then(|span| std::time::Duration::try_from(span).ok());
+        let left = |limit: std::time::Duration| limit.saturating_sub(waited.unwrap_or_default());
+        Job {
+            script_id: spec.script_id.clone(),
+            token: uuid::Uuid::now_v7().to_string(),
+            command,
+            environment: self.environment(spec, workspace),
+            directory: spec.working_directory.clone().unwrap_or_else(|| workspace.work()),
+            mutexes: settings.mutexes.clone(),
+            claims: spec.claims(),
+            claimant,
+            queue_time: spec.queue_time_limit.map(|limit| (left(limit), limit)),
+            run_time_limit: spec.run_time_limit,
+            grace: spec.grace.unwrap_or(settings.grace),
+            max_output_bytes: settings.max_output_bytes,
+            boot_id: super::recover::boot_id(),
+        }
+    }
+
+    /// The script's whole environment: a few variables of the agent's, the request's, baton's own.
+    fn environment(&self, spec: &Spec, workspace: &Workspace) -> BTreeMap<String, String> {
+        let settings = &self.inner.settings;
+        let mut environment: BTreeMap<String, String> = ["PATH", "HOME", "LANG", "TZ", "USER"]
+            .into_iter()
+            .filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)))
+            .collect();
+        environment.extend(spec.environment.clone());
+        let path = environment.remove("PATH").unwrap_or_else(|| DEFAULT_PATH.to_owned());
+        let bin = settings.state.join("bin");
+        environment.insert("PATH".to_owned(), format!("{}:{path}", bin.display()));
+        let isolation = match spec.isolation {
+            Isolation::Exclusive => "exclusive",
+            Isolation::Shared { .. } => "shared",
+            Isolation::Observer => "observer",
+        };
+        let own = [
+            ("BATON_SCRIPT_ID", spec.script_id.to_string()),
+            ("BATON_WORKSPACE", workspace.work().display().to_string()),
+            ("BATON_MUTEX_DIR", settings.mutexes.display().to_string()),
+            ("BATON_ISOLATION", isolation.to_owned()),
+        ];
+        environment.extend(own.map(|(name, value)| (name.to_owned(), value)));
+        for (key, value) in &spec.labels {
+            let upper =
+                |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+            let name: String = key.chars().map(upper).collect();
+            environment.insert(format!("BATON_LABEL_{name}"), value.clone());
+        }
+        environment
+    }
+}
+
+/// How an interpreter is told to read a file. PowerShell wants to be told more.
+fn interpreter_command(interpreter: &str, workspace: &Workspace) -> Vec<String> {
+    let body = workspace.body(interpreter);
+    let is_powershell = body.extension().is_some();
+    let options: &[&str] =
+        if is_powershell { &["-NoLogo", "-NoProfile", "-NonInteractive", "-File"] } else { &[] };
+    let words = [interpreter].into_iter().chain(options.iter().copied()).map(str::to_owned);
+    words.chain([body.display().to_string()]).collect()
+}

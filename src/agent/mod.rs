@@ -1,0 +1,315 @@
+//! The daemon's own: the queue, the table of scripts, launching supervisors, following them, coming
+//! back after a restart. It knows nothing of gRPC; [`crate::rpc`] stands above it.
+//!
+//! ```text
+//!  start ─► store ─► queue ─► launcher ─► supervisor ─► journal, outcome.json ─► attendant ─► store
+//!                                                              └─► followers (clients)
+//! ```
+//!
+//! 1. A script is in the store before anybody is told that it is accepted.
+//! 2. The store knows how a script was asked for and how it ended. What happens between is in its
+//!    workspace, written by its supervisor; so a killed agent loses nothing.
+//! 3. One task tree: all tasks are in one tracker and end by one token.
+
+mod attend;
+mod follow;
+mod launch;
+pub mod queue;
+mod recover;
+mod scripts;
+mod supervisor;
+mod table;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::filewatch::FileWatcher;
+use crate::mutex::os;
+use crate::script::{IllegalTransition, ScriptId};
+use crate::store::{Store, StoreError};
+use crate::wire::WireError;
+use crate::workspace::{Workspace, WorkspaceError};
+use queue::{Queue, QueueFull};
+use table::Table;
+
+pub use follow::{Follow, Followed};
+pub use scripts::{ListFilter, Page};
+pub use table::Counts;
+
+/// What an agent is told once, at its start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The folder of its state.
+    pub state: PathBuf,
+    /// The folder of the named mutexes.
+    pub mutexes: PathBuf,
+    /// The `baton` program, for supervisors and for scripts.
+    pub program: PathBuf,
+    /// How many scripts may be queued or running.
+    pub queue_length: usize,
+    /// How much output is kept of a script.
+    pub max_output_bytes: u64,
+    /// The grace of a script whose request gives none.
+    pub grace: Duration,
+    /// Whether scripts end with the agent (an embedded one) or outlive it.
+    pub tied: bool,
+}
+
+/// Why an agent could not do what it was asked. A script's failure is an outcome, not an error.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Another agent works on the same state.
+    #[error("another agent (pid {pid}) uses the state folder {state}")]
+    StateInUse {
+        /// The folder.
+        state: PathBuf,
+        /// The other agent's process, as far as it said.
+        pid: String,
+    },
+    /// The state folder can't be used.
+    #[error("state folder {path}")]
+    State {
+        /// The folder or file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The store refused.
+    #[error("store")]
+    Store(#[from] StoreError),
+    /// A workspace could not be written or read.
+    #[error(transparent)]
+    Workspace(#[from] WorkspaceError),
+    /// The store holds a request that can't be read.
+    #[error("stored request of script {id}")]
+    StoredRequest {
+        /// The script.
+        id: ScriptId,
+        /// Why.
+        #[source]
+        source: WireError,
+    },
+    /// The queue is full.
+    #[error(transparent)]
+    QueueFull(#[from] QueueFull),
+    /// The same id was used for another request.
+    #[error("script {id} was started with another request: {} differ", .fields.join(", "))]
+    IdConflict {
+        /// The script.
+        id: ScriptId,
+        /// What differs.
+        fields: Vec<&'static str>,
+    },
+    /// There is no such script.
+    #[error("script {0} is not known")]
+    NotFound(ScriptId),
+    /// It must be done first.
+    #[error("script {0} is not done; cancel it first")]
+    NotDone(ScriptId),
+    /// There is less output than that.
+    #[error("output offset {offset} is beyond the end, which is at {end}")]
+    OffsetBeyondEnd {
+        /// What was asked for.
+        offset: u64,
+        /// How much there is.
+        end: u64,
+    },
+    /// The output can't be read.
+    #[error("output of script {id}")]
+    Output {
+        /// The script.
+        id: ScriptId,
+        /// Why.
+        #[source]
+        source: crate::journal::JournalError,
+    },
+    /// Two parts of the agent disagree about a script.
+    #[error(transparent)]
+    Illegal(#[from] IllegalTransition),
+    /// The agent stops.
+    #[error("the agent is stopping")]
+    Stopping,
+}
+
+/// The agent: a cheap handle that all its tasks share.
+#[derive(Debug, Clone)]
+pub struct Agent {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    settings: Settings,
+    table: Mutex<Table>,
+    store: Store,
+    /// Rings when the queue or a phase changes: positions and counts may be different now.
+    changed: watch::Sender<()>,
+    /// Wakes the launcher.
+    launch: Notify,
+    supervisors: supervisor::Supervisors,
+    watcher: FileWatcher,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    started_at: Timestamp,
+    /// Locked as long as the agent lives: one agent on one state folder.
+    _lock: std::fs::File,
+}
+
+impl Agent {
+    /// Opens the state folder, comes back to what was there, and starts to work. It goes on until
+    /// [`Agent::close`].
+    ///
+    /// # Errors
+    /// When the state folder can't be used, or another agent uses it.
+    pub async fn open(settings: Settings) -> Result<Self, AgentError> {
+        let failed = |path: &PathBuf| {
+            let path = path.clone();
+            move |source| AgentError::State { path, source }
+        };
+        let scripts = settings.state.join("scripts");
+        crate::durable::create_dir_all(&scripts, 0o700).map_err(failed(&scripts))?;
+        let lock = lock_state(&settings.state)?;
+        link_program(&settings).map_err(failed(&settings.program))?;
+        let store = Store::open(&settings.state.join("agent.db"))?;
+        let queue = Queue::new(settings.queue_length, store.max_seq().await?);
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let watcher = FileWatcher::start(&tasks, stop.clone()).map_err(failed(&settings.state))?;
+        let agent = Self {
+            inner: Arc::new(Inner {
+                supervisors: supervisor::Supervisors::new(&settings),
+                settings,
+                table: Mutex::new(Table::new(queue)),
+                store,
+                changed: watch::Sender::new(()),
+                launch: Notify::new(),
+                watcher,
+                tasks,
+                stop,
+                started_at: Timestamp::now(),
+                _lock: lock,
+            }),
+        };
+        agent.recover().await?;
+        agent.spawn(agent.clone().run_launcher());
+        Ok(agent)
+    }
+
+    /// Ends the agent's tasks. Scripts run on with their supervisors, unless they are tied to the
+    /// agent: then they are stopped first.
+    pub async fn close(&self) {
+        if self.inner.settings.tied {
+            self.stop_all("the command that ran it ended").await;
+        }
+        self.inner.stop.cancel();
+        self.inner.supervisors.keep_none_ready();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+        self.inner.store.close().await;
+    }
+
+    /// What it was told at its start.
+    pub fn settings(&self) -> &Settings {
+        &self.inner.settings
+    }
+
+    /// When it was started.
+    pub fn started_at(&self) -> Timestamp {
+        self.inner.started_at
+    }
+
+    /// How busy it is.
+    pub fn counts(&self) -> Counts {
+        self.table().counts()
+    }
+
+    /// Rings when the queue or a phase changes.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.inner.changed.subscribe()
+    }
+
+    /// Is cancelled when the agent stops: streams end then.
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.inner.stop
+    }
+
+    /// The table. Held for a few statements, never across an await.
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // The table is whole between statements, also after a panic elsewhere.
+        self.inner.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn workspace(&self, id: &ScriptId) -> Workspace {
+        Workspace::of(&self.inner.settings.state.join("scripts"), id)
+    }
+
+    /// Tells the launcher and all who watch the queue.
+    fn queue_changed(&self) {
+        self.inner.launch.notify_one();
+        self.inner.changed.send_replace(());
+    }
+
+    /// Starts a task of the agent's tree. It ends at the latest with the agent.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.inner.stop.clone();
+        let ends = async move { stop.run_until_cancelled(task).await.unwrap_or(()) };
+        drop(self.inner.tasks.spawn(ends));
+    }
+}
+
+/// Runs file work on a thread that may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, AgentError> {
+    // It fails only when the runtime shuts down or the work panicked.
+    tokio::task::spawn_blocking(work).await.map_err(|_| AgentError::Stopping)
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn lock_state(state: &std::path::Path) -> Result<std::fs::File, AgentError> {
+    use std::io::{Read as _, Seek as _, Write as _};
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let path = state.join("agent.lock");
+    let failed = |source| AgentError::State { path: path.clone(), source };
+    let mut options = std::fs::OpenOptions::new();
+    let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let mut lock = options.open(&path).map_err(failed)?;
+    if os::try_lock_exclusive(&lock).map_err(failed)? {
+        lock.set_len(0).map_err(failed)?;
+        lock.rewind().map_err(failed)?;
+        lock.write_all(std::process::id().to_string().as_bytes()).map_err(failed)?;
+        return Ok(lock);
+    }
+    let mut pid = String::new();
+    lock.read_to_string(&mut pid).map_err(failed)?;
+    Err(AgentError::StateInUse { state: state.to_owned(), pid })
+}
+
+/// Makes `<state>/bin/baton`, so that scripts find the program on their PATH and nothing else.
+fn link_program(settings: &Settings) -> std::io::Result<()> {
+    let bin = settings.state.join("bin");
+    crate::durable::create_dir_all(&bin, 0o755)?;
+    let link = bin.join("baton");
+    match std::fs::read_link(&link) {
+        Ok(target) if target == settings.program => return Ok(()),
+        Ok(_) => std::fs::remove_file(&link)?,
+        Err(_) => {}
+    }
+    std::os::unix::fs::symlink(&settings.program, &link)
+}

@@ -1,0 +1,160 @@
+//! The agent's end of a supervisor: one is kept ready, each is told what to do, any can be told to
+//! stop.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::io::AsyncWriteExt as _;
+use tokio::io::unix::AsyncFd;
+use tokio::process::{Child, ChildStdin, Command};
+
+use super::Settings;
+use crate::filewatch::register;
+use crate::script::ScriptId;
+use crate::supervisor::job::Assignment;
+
+/// The variables of the agent that a script sees too.
+const PASSED_ON: [&str; 5] = ["PATH", "HOME", "LANG", "TZ", "USER"];
+
+/// All supervisors of this agent.
+#[derive(Debug)]
+pub(super) struct Supervisors {
+    program: PathBuf,
+    tied: bool,
+    /// Started ahead: it only waits for its assignment.
+    spare: Mutex<Option<Ready>>,
+    living: Mutex<HashMap<ScriptId, Arc<OwnedFd>>>,
+}
+
+/// A supervisor that waits for its assignment.
+#[derive(Debug)]
+struct Ready {
+    child: Child,
+    stdin: ChildStdin,
+}
+
+/// A supervisor at work.
+#[derive(Debug)]
+pub(super) struct Supervisor {
+    process: Process,
+    /// Kept open for a script that ends with the agent.
+    _owner: Option<ChildStdin>,
+}
+
+#[derive(Debug)]
+enum Process {
+    /// Started by this run of the agent.
+    Child(Child),
+    /// Started by an earlier one.
+    Found(AsyncFd<OwnedFd>),
+}
+
+impl Supervisors {
+    pub(super) fn new(settings: &Settings) -> Self {
+        Self {
+            program: settings.program.clone(),
+            tied: settings.tied,
+            spare: Mutex::new(None),
+            living: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// Starts a supervisor on a workspace.
+    pub(super) async fn assign(
+        &self,
+        id: &ScriptId,
+        workspace: PathBuf,
+        token: String,
+    ) -> io::Result<Supervisor> {
+        let mut ready = match lock(&self.spare).take() {
+            Some(ready) => ready,
+            None => self.spawn()?,
+        };
+        let pid = ready.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        let pid = pid.ok_or_else(|| io::Error::other("a supervisor ended before its work"))?;
+        // It isn't reaped before its end is awaited, so the id still is its own.
+        let descriptor = pidfd_open(pid, PidfdFlags::empty())?;
+        let assignment = Assignment { workspace, token, tied: self.tied };
+        let mut line = serde_json::to_vec(&assignment)?;
+        line.push(b'\n');
+        ready.stdin.write_all(&line).await?;
+        lock(&self.living).insert(id.clone(), Arc::new(descriptor));
+        let owner = self.tied.then_some(ready.stdin);
+        Ok(Supervisor { process: Process::Child(ready.child), _owner: owner })
+    }
+
+    /// Takes over a supervisor of an earlier run of the agent.
+    pub(super) fn take_over(&self, id: &ScriptId, descriptor: OwnedFd) -> io::Result<Supervisor> {
+        let copy = descriptor.try_clone()?;
+        lock(&self.living).insert(id.clone(), Arc::new(descriptor));
+        Ok(Supervisor { process: Process::Found(register(copy)?), _owner: None })
+    }
+
+    /// Starts the next one ahead.
+    pub(super) fn keep_one_ready(&self) -> io::Result<()> {
+        let mut spare = lock(&self.spare);
+        if spare.is_none() {
+            *spare = Some(self.spawn()?);
+        }
+        Ok(())
+    }
+
+    /// Lets the one that was kept ready go.
+    pub(super) fn keep_none_ready(&self) {
+        // Its standard input ends, so it does.
+        drop(lock(&self.spare).take());
+    }
+
+    /// Tells a script's supervisor to stop it. Nothing happens when there is none.
+    pub(super) fn stop(&self, id: &ScriptId) {
+        if let Some(descriptor) = lock(&self.living).get(id) {
+            // ESRCH: it has ended already.
+            pidfd_send_signal(descriptor.as_ref(), Signal::TERM).unwrap_or_default();
+        }
+    }
+
+    /// A supervisor has ended.
+    pub(super) fn ended(&self, id: &ScriptId) {
+        drop(lock(&self.living).remove(id));
+    }
+
+    fn spawn(&self) -> io::Result<Ready> {
+        let mut command = Command::new(&self.program);
+        let passed_on = PASSED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+        command
+            .arg("supervise")
+            .env_clear()
+            .envs(passed_on)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .current_dir("/")
+            // Not the terminal's: a Ctrl-C is the client's to pass on.
+            .process_group(0);
+        #[expect(clippy::disallowed_methods, reason = "this is the home of supervisors")]
+        let mut child = command.spawn()?;
+        let stdin = child.stdin.take().ok_or_else(|| io::Error::other("no standard input"))?;
+        Ok(Ready { child, stdin })
+    }
+}
+
+impl Supervisor {
+    /// Waits until the supervisor has ended.
+    ///
+    /// # Cancel safety
+    /// May be dropped and called again.
+    pub(super) async fn ended(&mut self) {
+        match &mut self.process {
+            Process::Child(child) => drop(child.wait().await),
+            Process::Found(descriptor) => drop(descriptor.readable().await),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,246 @@
+//! The scripts that are not done: one pure table, and what outsiders may see of it.
+//!
+//! Pure: times are arguments; whoever calls keeps the store in step. A [`Table`] lives in a
+//! `std::sync::Mutex` that is held for a few statements.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::queue::{LineBefore, Queue, QueueFull};
+use crate::mutex::{Blocked, Claimant, Mode, MutexName, Party};
+use crate::script::{Event, IllegalTransition, Phase, ScriptId};
+use crate::snapshot::{Snapshot, Wait};
+use crate::spec::Spec;
+
+/// How many of those who wait before a script are named.
+const MAX_NAMED: usize = 16;
+
+/// A script that is not done.
+#[derive(Debug)]
+pub(super) struct Living {
+    pub(super) spec: Arc<Spec>,
+    pub(super) phase: Phase,
+    /// Whether it is on disk; until then nobody may be told that it is accepted.
+    pub(super) accepted: bool,
+    pub(super) queued_at: Timestamp,
+    pub(super) started_at: Option<Timestamp>,
+    pub(super) output_bytes: u64,
+    /// What its supervisor last said that it waits for.
+    pub(super) blocked: Vec<Blocked>,
+    /// Why it is to stop, once it is.
+    pub(super) stop: Option<String>,
+    /// How often a supervisor died before it started the script.
+    pub(super) false_starts: u32,
+    /// Rings on each change of this script, its output included.
+    pub(super) changed: watch::Sender<()>,
+}
+
+/// How many scripts there are in which phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// In the agent's queue.
+    pub queued: u32,
+    /// Launched, and in the machine's line.
+    pub waiting: u32,
+    /// Running or stopping.
+    pub running: u32,
+}
+
+/// All scripts that are not done.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) queue: Queue,
+    living: HashMap<ScriptId, Living>,
+}
+
+impl Table {
+    pub(super) fn new(queue: Queue) -> Self {
+        Self { queue, living: HashMap::new() }
+    }
+
+    /// Gives a new script its place; returns the number of its arrival.
+    pub(super) fn reserve(&mut self, spec: Arc<Spec>, now: Timestamp) -> Result<u64, QueueFull> {
+        let arrival = self.queue.reserve(spec.script_id.clone(), spec.claims())?;
+        self.insert(spec, now, false);
+        Ok(arrival)
+    }
+
+    /// Puts a script of an earlier run of the agent back.
+    pub(super) fn restore(&mut self, arrival: u64, spec: Arc<Spec>, queued_at: Timestamp) {
+        self.queue.restore(arrival, spec.script_id.clone(), spec.claims());
+        self.insert(spec, queued_at, true);
+    }
+
+    fn insert(&mut self, spec: Arc<Spec>, queued_at: Timestamp, accepted: bool) {
+        let living = Living {
+            phase: Phase::Queued,
+            accepted,
+            queued_at,
+            started_at: None,
+            output_bytes: 0,
+            blocked: Vec::new(),
+            stop: None,
+            false_starts: 0,
+            changed: watch::Sender::new(()),
+            spec,
+        };
+        self.living.insert(living.spec.script_id.clone(), living);
+    }
+
+    /// The script is on disk.
+    pub(super) fn accept(&mut self, id: &ScriptId) {
+        self.queue.accept(id);
+        if let Some(living) = self.living.get_mut(id) {
+            living.accepted = true;
+            living.changed.send_replace(());
+        }
+    }
+
+    /// The script is done, or was not accepted after all. Who watches it hears the last change.
+    pub(super) fn remove(&mut self, id: &ScriptId) -> Option<Living> {
+        self.queue.remove(id);
+        self.living.remove(id)
+    }
+
+    pub(super) fn get(&self, id: &ScriptId) -> Option<&Living> {
+        self.living.get(id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: &ScriptId) -> Option<&mut Living> {
+        self.living.get_mut(id)
+    }
+
+    /// Moves a script to its next phase. One that isn't here any more stays away.
+    pub(super) fn apply(&mut self, id: &ScriptId, event: Event) -> Result<(), IllegalTransition> {
+        let Some(living) = self.living.get_mut(id) else {
+            return Ok(());
+        };
+        living.phase = living.phase.clone().next(event)?;
+        living.changed.send_replace(());
+        Ok(())
+    }
+
+    /// The next script to launch; it counts as launched.
+    pub(super) fn launch_next(&mut self) -> Option<Arc<Spec>> {
+        let id = self.queue.launch_next()?;
+        let living = self.living.get_mut(&id)?;
+        // A queued script may always be launched.
+        living.phase = living.phase.clone().next(Event::Launched).unwrap_or(Phase::Waiting);
+        living.changed.send_replace(());
+        Some(Arc::clone(&living.spec))
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for living in self.living.values() {
+            match living.phase {
+                Phase::Queued => counts.queued += 1,
+                Phase::Waiting => counts.waiting += 1,
+                Phase::Running | Phase::Stopping => counts.running += 1,
+                Phase::Done(_) => {}
+            }
+        }
+        counts
+    }
+
+    /// All accepted scripts in order of arrival.
+    pub(super) fn snapshots(&self) -> Vec<Snapshot> {
+        self.queue.iter().filter_map(|id| self.snapshot(id)).collect()
+    }
+
+    /// How an accepted script stands.
+    pub(super) fn snapshot(&self, id: &ScriptId) -> Option<Snapshot> {
+        let living = self.living.get(id).filter(|living| living.accepted)?;
+        let waits = match living.phase {
+            Phase::Queued | Phase::Waiting => self.waits(id, living),
+            Phase::Running | Phase::Stopping | Phase::Done(_) => Vec::new(),
+        };
+        let spec = &living.spec;
+        Some(Snapshot {
+            script_id: id.clone(),
+            phase: living.phase.clone(),
+            labels: spec.labels.clone(),
+            isolation: spec.isolation,
+            mutex: spec.mutex.clone(),
+            exclusive_key: spec.exclusive_key.clone(),
+            waits,
+            queued_at: living.queued_at,
+            started_at: living.started_at,
+            ended_at: None,
+            output_bytes: living.output_bytes,
+            summary: spec.summary(),
+        })
+    }
+
+    /// What a script waits for: those of this agent who are before it, and those from outside whom
+    /// the supervisors see in the machine's lines.
+    fn waits(&self, id: &ScriptId, living: &Living) -> Vec<Wait> {
+        let mut waits = Vec::new();
+        for LineBefore { mutex, before, admitted } in self.queue.lines(id) {
+            let told = living.blocked.iter().any(|blocked| blocked.mutex == *mutex);
+            if admitted && !told {
+                continue;
+            }
+            let earlier: Vec<_> = before
+                .iter()
+                .filter_map(|(id, mode)| Some((self.living.get(*id)?, *mode)))
+                .collect();
+            let mut wait = self.outsiders(mutex, &earlier, living);
+            for (other, mode) in earlier {
+                let party = Party { who: other.claimant(), exclusive: mode.is_exclusive() };
+                if matches!(other.phase, Phase::Running | Phase::Stopping) {
+                    wait.holders.push(party);
+                } else {
+                    wait.ahead_count += 1;
+                    wait.ahead.push(party);
+                }
+            }
+            wait.position = wait.ahead_count + 1;
+            wait.ahead.truncate(MAX_NAMED);
+            waits.push(wait);
+        }
+        waits
+    }
+
+    /// Those who are not scripts of this agent, as the first supervisor that waits in the line sees
+    /// them: the script's own, or that of one before it.
+    fn outsiders(&self, mutex: &MutexName, earlier: &[(&Living, Mode)], living: &Living) -> Wait {
+        let supervised = earlier.iter().map(|(living, _)| *living).chain([living]);
+        let mut reports = supervised.flat_map(|living| &living.blocked);
+        let report = reports.find(|blocked| blocked.mutex == *mutex);
+        let outside = |party: &&Party| {
+            let id = party.who.script_id.as_deref();
+            !id.is_some_and(|id| id.parse().is_ok_and(|id: ScriptId| self.living.contains_key(&id)))
+        };
+        let outsiders =
+            |parties: &[Party]| parties.iter().filter(outside).cloned().collect::<Vec<_>>();
+        let holders = report.map(|blocked| outsiders(&blocked.holders)).unwrap_or_default();
+        let ahead = report.map(|blocked| outsiders(&blocked.ahead)).unwrap_or_default();
+        Wait {
+            mutex: mutex.clone(),
+            position: 1,
+            holders,
+            ahead_count: u32::try_from(ahead.len()).unwrap_or(u32::MAX),
+            ahead,
+            foreign: report.is_some_and(|blocked| blocked.foreign),
+        }
+    }
+}
+
+impl Living {
+    /// What others are told about who it is.
+    pub(super) fn claimant(&self) -> Claimant {
+        Claimant {
+            pid: 0,
+            user: String::new(),
+            script_id: Some(self.spec.script_id.to_string()),
+            command: self.spec.summary(),
+            labels: self.spec.labels.clone(),
+            waits_since: self.queued_at,
+            holds_since: self.started_at,
+        }
+    }
+}
