@@ -39,7 +39,7 @@ use queue::{Queue, QueueFull};
 use table::Table;
 
 pub use follow::{Follow, Followed};
-pub use scripts::{ListFilter, Page};
+pub use scripts::{ListCursor, ListFilter, Page};
 pub use table::Counts;
 
 /// What an agent is told once, at its start.
@@ -272,7 +272,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -209,9 +209,10 @@ impl Queue {
         lines.collect()
     }
 
-    /// All scripts in order of arrival.
-    pub fn iter(&self) -> impl Iterator<Item = &ScriptId> {
-        self.entries.values().map(|entry| &entry.id)
+    /// The scripts that arrived after a number, in order, each with its own.
+    pub fn after(&self, arrival: u64) -> impl Iterator<Item = (u64, &ScriptId)> {
+        let later = self.entries.range(arrival.saturating_add(1)..);
+        later.map(|(arrival, entry)| (*arrival, &entry.id))
     }
 }
 

@@ -23,13 +23,22 @@ pub struct ListFilter {
     pub labels: BTreeMap<String, String>,
 }
 
+/// A place in a list: just behind a script.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListCursor {
+    /// One that is not done; the number of its arrival.
+    Living(u64),
+    /// One that is done.
+    Done(DoneCursor),
+}
+
 /// A page of a list.
 #[derive(Debug, Clone)]
 pub struct Page {
     /// The scripts.
     pub scripts: Vec<Snapshot>,
     /// Where the next page starts; `None`: this is the last.
-    pub next: Option<DoneCursor>,
+    pub next: Option<ListCursor>,
 }
 
 impl ListFilter {
@@ -186,22 +195,33 @@ impl Agent {
     pub async fn list(
         &self,
         filter: &ListFilter,
-        after: Option<DoneCursor>,
+        after: Option<ListCursor>,
         limit: usize,
     ) -> Result<Page, AgentError> {
         let mut scripts = Vec::new();
-        if after.is_none() {
-            let living = self.table().snapshots();
-            scripts.extend(living.into_iter().filter(|snapshot| filter.matches(snapshot)));
-        }
-        let room = limit.saturating_sub(scripts.len());
-        if !filter.wants("done") || room == 0 {
-            // Those who are not done are few and always come together.
+        let after_done = match after {
+            Some(ListCursor::Done(cursor)) => Some(cursor),
+            Some(ListCursor::Living(_)) | None => {
+                let from = if let Some(ListCursor::Living(arrival)) = after { arrival } else { 0 };
+                let table = self.table();
+                let found = table.snapshots(from).filter(|(_, script)| filter.matches(script));
+                for (arrival, script) in found {
+                    scripts.push(script);
+                    if scripts.len() == limit {
+                        return Ok(Page { scripts, next: Some(ListCursor::Living(arrival)) });
+                    }
+                }
+                None
+            }
+        };
+        if !filter.wants("done") {
             return Ok(Page { scripts, next: None });
         }
+        let room = limit - scripts.len();
         let done = DoneFilter { labels: filter.labels.clone() };
-        let records = self.inner.store.done_page(done, after, room + 1).await?;
-        let next = records.get(room).and_then(|_| records[..room].last().map(DoneCursor::of));
+        let records = self.inner.store.done_page(done, after_done, room + 1).await?;
+        let last = records.get(room).and_then(|_| records[..room].last());
+        let next = last.map(|record| ListCursor::Done(DoneCursor::of(record)));
         for record in records.iter().take(room) {
             scripts.push(self.from_record(record)?);
         }
@@ -258,7 +278,8 @@ impl Agent {
     pub(super) async fn stop_all(&self, reason: &str) {
         let mut changes = self.changes();
         loop {
-            let living: Vec<ScriptId> = self.table().queue.iter().cloned().collect();
+            let living: Vec<ScriptId> =
+                self.table().queue.after(0).map(|(_, id)| id.clone()).collect();
             if living.is_empty() {
                 return;
             }

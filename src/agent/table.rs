@@ -146,9 +146,10 @@ impl Table {
         counts
     }
 
-    /// All accepted scripts in order of arrival.
-    pub(super) fn snapshots(&self) -> Vec<Snapshot> {
-        self.queue.iter().filter_map(|id| self.snapshot(id)).collect()
+    /// The accepted scripts that arrived after a number, in order, each with its own.
+    pub(super) fn snapshots(&self, arrival: u64) -> impl Iterator<Item = (u64, Snapshot)> {
+        let later = self.queue.after(arrival);
+        later.filter_map(|(arrival, id)| Some((arrival, self.snapshot(id)?)))
     }
 
     /// How an accepted script stands.

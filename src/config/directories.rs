@@ -1,0 +1,182 @@
+//! Where baton keeps what: for root the system's folders, for others the XDG ones. Each can be set,
+//! so that several agents live side by side.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::ConfigError;
+
+/// The longest path of a Unix socket, in bytes (`sun_path` less the final NUL).
+pub const MAX_SOCKET_PATH: usize = 107;
+
+/// The four folders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directories {
+    /// Identity, configuration, peers, targets.
+    pub config: PathBuf,
+    /// Database and workspaces.
+    pub state: PathBuf,
+    /// The agent's socket.
+    pub runtime: PathBuf,
+    /// The named mutexes. All agents and people of a machine that are to exclude each other use the
+    /// same one.
+    pub mutex: PathBuf,
+}
+
+/// Folders that flags or environment set.
+#[derive(Debug, Clone, Default)]
+pub struct DirectoryOverrides {
+    /// `BATON_CONFIG_DIR`
+    pub config: Option<PathBuf>,
+    /// `BATON_STATE_DIR`
+    pub state: Option<PathBuf>,
+    /// `BATON_RUNTIME_DIR`
+    pub runtime: Option<PathBuf>,
+    /// `BATON_MUTEX_DIR`
+    pub mutex: Option<PathBuf>,
+}
+
+impl Directories {
+    /// The folders of this user.
+    ///
+    /// # Errors
+    /// When there is no home directory and not all folders are set.
+    pub fn resolve(overrides: DirectoryOverrides) -> Result<Self, ConfigError> {
+        let root = rustix::process::geteuid().is_root();
+        let mut found = Self::find(overrides, root, |name| std::env::var_os(name))?;
+        let here = std::env::current_dir().unwrap_or_default();
+        for path in [&mut found.config, &mut found.state, &mut found.runtime, &mut found.mutex] {
+            *path = here.join(&*path);
+        }
+        Ok(found)
+    }
+
+    fn find(
+        set: DirectoryOverrides,
+        root: bool,
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, ConfigError> {
+        // An empty or relative XDG variable counts as unset, as its specification says.
+        let xdg = |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let home = |below: &str, instead| {
+            let home = variable("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+            home.map(|home| home.join(below)).ok_or(ConfigError::NoHome(instead))
+        };
+        let folder =
+            |set: Option<PathBuf>, system: &str, name: &str, below: &str, instead| match set {
+                Some(path) => Ok(path),
+                None if root => Ok(PathBuf::from(system)),
+                None => match xdg(name) {
+                    Some(base) => Ok(base.join("baton")),
+                    None => Ok(home(below, instead)?.join("baton")),
+                },
+            };
+        let config =
+            folder(set.config, "/etc/baton", "XDG_CONFIG_HOME", ".config", "BATON_CONFIG_DIR")?;
+        let state = folder(
+            set.state,
+            "/var/lib/baton",
+            "XDG_STATE_HOME",
+            ".local/state",
+            "BATON_STATE_DIR",
+        )?;
+        let runtime = match set.runtime {
+            Some(path) => path,
+            None if root => PathBuf::from("/run/baton"),
+            None => {
+                xdg("XDG_RUNTIME_DIR").map_or_else(|| state.join("run"), |base| base.join("baton"))
+            }
+        };
+        let mutex = match set.mutex {
+            Some(path) => path,
+            None if root => PathBuf::from("/run/lock/baton"),
+            None => runtime.join("mutex"),
+        };
+        Ok(Self { config, state, runtime, mutex })
+    }
+
+    /// The socket of this machine's agent.
+    ///
+    /// # Errors
+    /// When its path would be longer than the system allows.
+    pub fn socket(&self) -> Result<PathBuf, ConfigError> {
+        let path = self.runtime.join("agent.sock");
+        if path.as_os_str().len() > MAX_SOCKET_PATH {
+            return Err(ConfigError::SocketPath(path));
+        }
+        Ok(path)
+    }
+
+    /// Where the agent says on which address it listens.
+    pub fn address_file(&self) -> PathBuf {
+        self.runtime.join("agent.address")
+    }
+
+    /// The state folders of embedded agents.
+    pub fn embedded(&self) -> PathBuf {
+        self.state.join("embedded")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn find(
+        set: DirectoryOverrides,
+        root: bool,
+        environment: &[(&str, &str)],
+    ) -> Result<Directories, ConfigError> {
+        Directories::find(set, root, |name| {
+            let found = environment.iter().find(|(key, _)| *key == name);
+            found.map(|(_, value)| OsString::from(value))
+        })
+    }
+
+    fn paths(d: &Directories) -> [String; 4] {
+        [&d.config, &d.state, &d.runtime, &d.mutex].map(|path| path.display().to_string())
+    }
+
+    #[test]
+    fn root_uses_the_system_s_folders_whatever_the_environment_says() {
+        let found = find(DirectoryOverrides::default(), true, &[("XDG_RUNTIME_DIR", "/x")]);
+        let expected = ["/etc/baton", "/var/lib/baton", "/run/baton", "/run/lock/baton"];
+        assert_eq!(paths(&found.unwrap()), expected);
+    }
+
+    #[test]
+    fn others_use_the_xdg_folders_or_their_home() {
+        let xdg = [("HOME", "/h"), ("XDG_RUNTIME_DIR", "/run/user/7"), ("XDG_STATE_HOME", "s")];
+        let found = find(DirectoryOverrides::default(), false, &xdg).unwrap();
+        let expected = [
+            "/h/.config/baton",
+            "/h/.local/state/baton",
+            "/run/user/7/baton",
+            "/run/user/7/baton/mutex",
+        ];
+        assert_eq!(paths(&found), expected);
+        let found = find(DirectoryOverrides::default(), false, &[("HOME", "/h")]).unwrap();
+        assert_eq!(found.mutex, Path::new("/h/.local/state/baton/run/mutex"));
+    }
+
+    #[test]
+    fn each_folder_can_be_set_alone() {
+        let set = DirectoryOverrides { mutex: Some("/m".into()), ..DirectoryOverrides::default() };
+        assert_eq!(find(set, true, &[]).unwrap().mutex, Path::new("/m"));
+    }
+
+    #[test]
+    fn no_home_is_an_error_that_says_what_to_set() {
+        let error = find(DirectoryOverrides::default(), false, &[]).unwrap_err();
+        assert!(error.to_string().contains("BATON_CONFIG_DIR"), "{error}");
+    }
+
+    #[test]
+    fn a_socket_path_has_a_limit() {
+        let long = PathBuf::from(format!("/{}", "x".repeat(100)));
+        let set = DirectoryOverrides { runtime: Some(long), ..DirectoryOverrides::default() };
+        assert!(matches!(find(set, true, &[]).unwrap().socket(), Err(ConfigError::SocketPath(_))));
+    }
+}

@@ -1,0 +1,237 @@
+//! File, environment and flags become one validated configuration.
+//!
+//! A flag wins over the environment, the environment over the file, the file over the default. An
+//! unknown key is an error that names its line.
+
+pub mod directories;
+pub mod targets;
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+pub use directories::Directories;
+
+/// The TCP port of an agent.
+pub const DEFAULT_PORT: u16 = 10950;
+/// How many scripts may be queued or running.
+pub const DEFAULT_QUEUE_LENGTH: usize = 1000;
+/// What the queue length may be.
+pub const QUEUE_LENGTHS: RangeInclusive<usize> = 1..=100_000;
+/// How much output is kept of a script: 1 GiB.
+pub const DEFAULT_MAX_OUTPUT_BYTES: u64 = 1 << 30;
+/// The time between asking a script to stop and forcing it.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(10);
+
+/// What `baton agent init` writes. Every key is there, as a comment, with its default.
+pub const TEMPLATE: &str = include_str!("agent.toml");
+
+/// The configuration of an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What the agent calls itself.
+    pub name: String,
+    /// Where it listens for peers; `None`: only on its Unix socket.
+    pub listen: Option<SocketAddr>,
+    /// How many scripts may be queued or running.
+    pub queue_length: usize,
+    /// How much output is kept of a script.
+    pub max_output_bytes: u64,
+    /// The grace of a script whose request gives none.
+    pub grace: Duration,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file can't be read or written.
+    #[error("configuration file {path}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file's text is wrong.
+    #[error("configuration file {path}, line {line}: {message}")]
+    Text {
+        /// Which file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// A value is wrong.
+    #[error("{key} = {value:?}: {problem}")]
+    Value {
+        /// Which key.
+        key: &'static str,
+        /// What it is set to.
+        value: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// No directory is known for a purpose.
+    #[error("no home directory: set HOME, or {0}")]
+    NoHome(&'static str),
+    /// A Unix socket's path has a limit.
+    #[error("socket path {0} is longer than {max} bytes", max = directories::MAX_SOCKET_PATH)]
+    SocketPath(PathBuf),
+    /// A target is not known.
+    #[error("target {0:?} is not known")]
+    UnknownTarget(String),
+    /// A target is there already, with other values.
+    #[error("target {0:?} is there already with other values")]
+    TargetExists(String),
+}
+
+/// The file's shape.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConfigFile {
+    name: Option<String>,
+    listen: Option<String>,
+    queue_length: Option<i64>,
+    max_output_bytes: Option<i64>,
+    grace: Option<String>,
+}
+
+/// What flags and environment set.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// See [`Config::listen`]; `none` for no TCP.
+    pub listen: Option<String>,
+    /// See [`Config::name`].
+    pub name: Option<String>,
+}
+
+impl Config {
+    /// Reads `<config>/agent.toml`, if there is one.
+    ///
+    /// # Errors
+    /// When it can't be read, or says something that isn't known or allowed.
+    pub fn load(folder: &Path, overrides: Overrides) -> Result<Self, ConfigError> {
+        let file: ConfigFile = read_toml(&folder.join("agent.toml"))?.unwrap_or_default();
+        Self::resolve(file, overrides)
+    }
+
+    fn resolve(file: ConfigFile, overrides: Overrides) -> Result<Self, ConfigError> {
+        let listen = overrides.listen.or(file.listen);
+        let name = overrides.name.or(file.name).unwrap_or_else(host_name);
+        crate::script::check_text(&name, 255).map_err(|e| wrong("name", &name, &e))?;
+        let grace = file.grace.as_deref().map_or(Ok(DEFAULT_GRACE), |text| {
+            humantime::parse_duration(text).map_err(|e| wrong("grace", &text, &e))
+        })?;
+        Ok(Self {
+            name,
+            listen: listen.as_deref().map_or(Ok(Some(default_listen())), parse_listen)?,
+            queue_length: file.queue_length.map_or(Ok(DEFAULT_QUEUE_LENGTH), |number| {
+                let length = usize::try_from(number).ok();
+                length
+                    .filter(|length| QUEUE_LENGTHS.contains(length))
+                    .ok_or_else(|| wrong("queue_length", &number, &"must be 1 to 100000"))
+            })?,
+            max_output_bytes: file.max_output_bytes.map_or(
+                Ok(DEFAULT_MAX_OUTPUT_BYTES),
+                |number| {
+                    u64::try_from(number)
+                        .map_err(|_| wrong("max_output_bytes", &number, &"must not be negative"))
+                },
+            )?,
+            grace,
+        })
+    }
+}
+
+fn wrong(key: &'static str, value: &dyn ToString, problem: &dyn ToString) -> ConfigError {
+    ConfigError::Value { key, value: value.to_string(), problem: problem.to_string() }
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT))
+}
+
+fn parse_listen(text: &str) -> Result<Option<SocketAddr>, ConfigError> {
+    if text == "none" {
+        return Ok(None);
+    }
+    let problem = "must be ADDRESS:PORT, for example 0.0.0.0:10950, or none";
+    text.parse().map(Some).map_err(|_| wrong("listen", &text, &problem))
+}
+
+/// The name of this machine.
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Reads a TOML file; `None` when it isn't there.
+fn read_toml<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, ConfigError> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(ConfigError::File { path: path.to_owned(), source }),
+    };
+    toml::from_str(&text).map(Some).map_err(|error| ConfigError::Text {
+        path: path.to_owned(),
+        line: error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1),
+        message: error.message().to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let root = tempfile::tempdir().unwrap();
+        crate::durable::replace_file(&root.path().join("agent.toml"), text.as_bytes(), 0o600)
+            .unwrap();
+        Config::load(root.path(), Overrides::default())
+    }
+
+    #[test]
+    fn no_file_and_the_template_are_the_defaults() {
+        let root = tempfile::tempdir().unwrap();
+        let defaults = Config::load(root.path(), Overrides::default()).unwrap();
+        assert_eq!(defaults.listen, Some(default_listen()));
+        assert_eq!(load(TEMPLATE).unwrap(), defaults);
+        // The values in the comments are the defaults too.
+        let uncommented: Vec<_> = TEMPLATE
+            .lines()
+            .map(|line| line.strip_prefix("#").filter(|l| l.contains(" = ")).unwrap_or(line))
+            .filter(|line| !line.starts_with("name"))
+            .collect();
+        assert_eq!(load(&uncommented.join("\n")).unwrap(), defaults);
+    }
+
+    #[test]
+    fn an_unknown_key_names_its_line() {
+        let error = load("name = \"a\"\n\nqueue = 1\n").unwrap_err();
+        assert!(matches!(&error, ConfigError::Text { line: 3, .. }), "{error:?}");
+        assert!(error.to_string().contains("queue_length"), "{error}");
+    }
+
+    #[test]
+    fn a_bad_value_names_its_key() {
+        for (text, key) in [
+            ("listen = \"here\"", "listen"),
+            ("queue_length = 0", "queue_length"),
+            ("max_output_bytes = -1", "max_output_bytes"),
+            ("grace = \"soon\"", "grace"),
+        ] {
+            assert!(load(text).unwrap_err().to_string().starts_with(key), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_none_is_no_tcp() {
+        let file = ConfigFile { listen: Some("127.0.0.1:1".to_owned()), ..ConfigFile::default() };
+        let flag = Overrides { listen: Some("none".to_owned()), ..Overrides::default() };
+        assert_eq!(Config::resolve(file, flag).unwrap().listen, None);
+    }
+}

@@ -1,0 +1,218 @@
+//! The handlers of `baton.v1.Scripts`.
+
+use std::pin::Pin;
+
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use super::status;
+use crate::agent::{Agent, Follow, Followed, ListCursor, ListFilter};
+use crate::script::ScriptId;
+use crate::snapshot::Snapshot;
+use crate::spec::Spec;
+use crate::store::DoneCursor;
+use crate::wire::{to_timestamp, v1};
+
+/// How many scripts a page has when the request doesn't say.
+const DEFAULT_PAGE_SIZE: u32 = 100;
+/// How many scripts a page may have.
+const MAX_PAGE_SIZE: u32 = 1000;
+/// The longest reason of a cancel, in bytes.
+const MAX_REASON_BYTES: usize = 1024;
+
+type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The service.
+pub(super) struct Service {
+    agent: Agent,
+    stop: CancellationToken,
+}
+
+impl Service {
+    pub(super) fn new(agent: Agent, stop: CancellationToken) -> Self {
+        Self { agent, stop }
+    }
+
+    /// A follower as a stream of messages. Ends with the agent.
+    fn events<T: 'static>(
+        &self,
+        follow: Follow,
+        message: fn(Option<v1::ScriptEvent>) -> T,
+    ) -> Response<Events<T>> {
+        let stop = self.stop.clone();
+        let next = move |follow: Option<Follow>| {
+            let stop = stop.clone();
+            async move {
+                let mut follow = follow?;
+                match stop.run_until_cancelled(follow.next()).await {
+                    Some(Ok(Some(event))) => Some((Ok(message(Some(event.into()))), Some(follow))),
+                    Some(Ok(None)) => None,
+                    Some(Err(error)) => Some((Err(status::agent(&error)), None)),
+                    None => Some((Err(status::stopping()), None)),
+                }
+            }
+        };
+        Response::new(Box::pin(unfold(Some(follow), next)))
+    }
+}
+
+fn parse_spec(spec: Option<v1::ScriptSpec>) -> Result<Spec, Status> {
+    let spec = spec.ok_or_else(|| status::field("spec", "is missing"))?;
+    Spec::try_from(spec).map_err(|error| status::spec(&error))
+}
+
+fn parse_id(id: &str) -> Result<ScriptId, Status> {
+    id.parse().map_err(|error| status::script_id(&error))
+}
+
+#[tonic::async_trait]
+impl v1::scripts_server::Scripts for Service {
+    async fn start(
+        &self,
+        request: Request<v1::StartRequest>,
+    ) -> Result<Response<v1::StartResponse>, Status> {
+        let spec = parse_spec(request.into_inner().spec)?;
+        let script = self.agent.start(spec).await.map_err(|e| status::agent(&e))?;
+        Ok(Response::new(v1::StartResponse { script: Some(script.into()) }))
+    }
+
+    type RunStream = Events<v1::RunResponse>;
+
+    async fn run(
+        &self,
+        request: Request<v1::RunRequest>,
+    ) -> Result<Response<Self::RunStream>, Status> {
+        let spec = parse_spec(request.into_inner().spec)?;
+        let id = spec.script_id.clone();
+        self.agent.start(spec).await.map_err(|e| status::agent(&e))?;
+        let follow = self.agent.follow(&id, 0, true).await.map_err(|e| status::agent(&e))?;
+        Ok(self.events(follow, |event| v1::RunResponse { event }))
+    }
+
+    type WatchStream = Events<v1::WatchResponse>;
+
+    async fn watch(
+        &self,
+        request: Request<v1::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let v1::WatchRequest { script_id, output_offset, no_follow } = request.into_inner();
+        let id = parse_id(&script_id)?;
+        let follow = self.agent.follow(&id, output_offset, !no_follow).await;
+        let follow = follow.map_err(|e| status::agent(&e))?;
+        Ok(self.events(follow, |event| v1::WatchResponse { event }))
+    }
+
+    async fn get(
+        &self,
+        request: Request<v1::GetRequest>,
+    ) -> Result<Response<v1::GetResponse>, Status> {
+        let id = parse_id(&request.into_inner().script_id)?;
+        let script = self.agent.get(&id).await.map_err(|e| status::agent(&e))?;
+        Ok(Response::new(v1::GetResponse { script: Some(script.into()) }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListRequest>,
+    ) -> Result<Response<v1::ListResponse>, Status> {
+        let request = request.into_inner();
+        let limit = page_size(request.page_size)?;
+        let after = parse_token(&request.page_token)?;
+        let phases = phase_names(request.phases().collect())?;
+        let filter = ListFilter { phases, labels: request.labels.into_iter().collect() };
+        let page = self.agent.list(&filter, after, limit).await.map_err(|e| status::agent(&e))?;
+        Ok(Response::new(v1::ListResponse {
+            scripts: page.scripts.into_iter().map(v1::Script::from).collect(),
+            next_page_token: page.next.map(token).unwrap_or_default(),
+        }))
+    }
+
+    async fn cancel(
+        &self,
+        request: Request<v1::CancelRequest>,
+    ) -> Result<Response<v1::CancelResponse>, Status> {
+        let v1::CancelRequest { script_id, reason } = request.into_inner();
+        let id = parse_id(&script_id)?;
+        crate::script::check_text(&reason, MAX_REASON_BYTES)
+            .map_err(|error| status::field("reason", &error.to_string()))?;
+        let script = self.agent.cancel(&id, reason).await.map_err(|e| status::agent(&e))?;
+        Ok(Response::new(v1::CancelResponse { script: Some(script.into()) }))
+    }
+
+    async fn forget(
+        &self,
+        request: Request<v1::ForgetRequest>,
+    ) -> Result<Response<v1::ForgetResponse>, Status> {
+        let id = parse_id(&request.into_inner().script_id)?;
+        self.agent.forget(&id).await.map_err(|e| status::agent(&e))?;
+        Ok(Response::new(v1::ForgetResponse {}))
+    }
+}
+
+fn page_size(asked: u32) -> Result<usize, Status> {
+    let size = if asked == 0 { DEFAULT_PAGE_SIZE } else { asked };
+    if size > MAX_PAGE_SIZE {
+        return Err(status::field("page_size", "is out of range: 1 to 1000"));
+    }
+    usize::try_from(size).map_err(|_| status::field("page_size", "is out of range"))
+}
+
+fn phase_names(phases: Vec<v1::Phase>) -> Result<Option<Vec<&'static str>>, Status> {
+    let name = |phase| match phase {
+        v1::Phase::Queued => Ok("queued"),
+        v1::Phase::Waiting => Ok("waiting"),
+        v1::Phase::Running => Ok("running"),
+        v1::Phase::Stopping => Ok("stopping"),
+        v1::Phase::Done => Ok("done"),
+        v1::Phase::Unspecified => Err(status::field("phases", "has one that is not known")),
+    };
+    let names = phases.into_iter().map(name).collect::<Result<Vec<_>, _>>()?;
+    Ok((!names.is_empty()).then_some(names))
+}
+
+/// Opaque to clients: `l7` is behind the living script with arrival 7, `d7` behind the done one.
+fn token(cursor: ListCursor) -> String {
+    match cursor {
+        ListCursor::Living(arrival) => format!("l{arrival}"),
+        ListCursor::Done(DoneCursor { seq }) => format!("d{seq}"),
+    }
+}
+
+fn parse_token(token: &str) -> Result<Option<ListCursor>, Status> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let parse = || {
+        let (kind, number) = token.split_at_checked(1)?;
+        let number = number.parse().ok()?;
+        match kind {
+            "l" => Some(ListCursor::Living(number)),
+            "d" => Some(ListCursor::Done(DoneCursor { seq: number })),
+            _ => None,
+        }
+    };
+    let unknown = || status::field("page_token", "is none that this agent gave out");
+    parse().map(Some).ok_or_else(unknown)
+}
+
+impl From<Followed> for v1::ScriptEvent {
+    fn from(event: Followed) -> Self {
+        let kind = match event {
+            Followed::Script(snapshot) => {
+                let snapshot: Snapshot = *snapshot;
+                v1::script_event::Kind::Script(snapshot.into())
+            }
+            Followed::Output { stream, data, offset, time } => {
+                v1::script_event::Kind::Output(v1::Output {
+                    stream: v1::Stream::from(stream).into(),
+                    data,
+                    offset,
+                    time: Some(to_timestamp(time)),
+                })
+            }
+        };
+        Self { kind: Some(kind) }
+    }
+}

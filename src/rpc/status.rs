@@ -1,0 +1,95 @@
+//! Errors as gRPC statuses. Each has a stable, machine-readable reason (`google.rpc.ErrorInfo`, domain
+//! `baton`) beside its text; `docs/errors.md` lists them.
+
+use std::collections::HashMap;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::agent::AgentError;
+use crate::script::NameError;
+use crate::spec::{Problem, SpecError};
+
+/// The domain of all reasons.
+const DOMAIN: &str = "baton";
+
+fn status(code: Code, reason: &str, text: String, metadata: HashMap<String, String>) -> Status {
+    let details = ErrorDetails::with_error_info(reason, DOMAIN, metadata);
+    Status::with_error_details(code, text, details)
+}
+
+fn about(key: &str, value: impl Into<String>) -> HashMap<String, String> {
+    HashMap::from([(key.to_owned(), value.into())])
+}
+
+/// Who may not call.
+pub(super) fn refusal(text: &str) -> Status {
+    status(Code::PermissionDenied, "NOT_ALLOWED", text.to_owned(), HashMap::new())
+}
+
+/// The agent ends.
+pub(super) fn stopping() -> Status {
+    let text = "the agent is stopping; scripts go on".to_owned();
+    status(Code::Unavailable, "AGENT_STOPPING", text, HashMap::new())
+}
+
+/// A field of a request that is no part of a script's specification.
+pub(super) fn field(field: &str, problem: &str) -> Status {
+    let text = format!("{field} {problem}");
+    status(Code::InvalidArgument, "FIELD_INVALID", text, about("field", field))
+}
+
+/// A script id that is none.
+pub(super) fn script_id(error: &NameError) -> Status {
+    field("script_id", &error.to_string())
+}
+
+/// A request that can't be accepted.
+pub(super) fn spec(error: &SpecError) -> Status {
+    let reason = match error.problem {
+        Problem::EmptyScript => "SCRIPT_EMPTY",
+        Problem::TooLarge { .. } | Problem::TooMany { .. } => "FIELD_TOO_LARGE",
+        Problem::ZeroTime => "TIME_LIMIT_ZERO",
+        Problem::Missing
+        | Problem::Name(_)
+        | Problem::TimeRange(_)
+        | Problem::NotAbsolute
+        | Problem::Invalid(_) => "FIELD_INVALID",
+    };
+    let metadata = about("field", error.field.clone());
+    status(Code::InvalidArgument, reason, error.to_string(), metadata)
+}
+
+/// What an agent could not do.
+pub(super) fn agent(error: &AgentError) -> Status {
+    let (code, reason, metadata) = match error {
+        AgentError::QueueFull(full) => {
+            let capacity = about("capacity", full.capacity.to_string());
+            (Code::ResourceExhausted, "QUEUE_FULL", capacity)
+        }
+        AgentError::IdConflict { fields, .. } => {
+            (Code::AlreadyExists, "SCRIPT_ID_CONFLICT", about("fields", fields.join(", ")))
+        }
+        AgentError::NotFound(id) => {
+            (Code::NotFound, "SCRIPT_NOT_FOUND", about("script_id", id.to_string()))
+        }
+        AgentError::NotDone(id) => {
+            (Code::FailedPrecondition, "SCRIPT_NOT_DONE", about("script_id", id.to_string()))
+        }
+        AgentError::OffsetBeyondEnd { end, .. } => {
+            (Code::OutOfRange, "OFFSET_BEYOND_END", about("end", end.to_string()))
+        }
+        AgentError::Stopping => return stopping(),
+        AgentError::Store(_)
+        | AgentError::Workspace(_)
+        | AgentError::State { .. }
+        | AgentError::StateInUse { .. }
+        | AgentError::StoredRequest { .. }
+        | AgentError::Output { .. }
+        | AgentError::Illegal(_) => {
+            tracing::error!(error = crate::agent::chain(error), "a call failed");
+            (Code::Internal, "INTERNAL", HashMap::new())
+        }
+    };
+    status(code, reason, crate::agent::chain(error), metadata)
+}
