@@ -72,6 +72,15 @@ pub fn check_text(text: &str, limit: usize) -> Result<(), NameError> {
     }
 }
 
+/// Cuts a text to so many characters, without control characters, and says so with `…`.
+pub fn shorten(text: &str, characters: usize) -> String {
+    let clean = |c: char| if c.is_control() { ' ' } else { c };
+    if text.chars().count() <= characters {
+        return text.chars().map(clean).collect();
+    }
+    text.chars().take(characters.saturating_sub(1)).map(clean).chain(['…']).collect()
+}
+
 /// A script's name, chosen by the client; it makes Start idempotent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::mutex::{Claim, ExclusiveKey, Mode, MutexName};
-use crate::script::{Isolation, Labels, NameError, ScriptId, check_text};
+use crate::script::{Isolation, Labels, NameError, ScriptId, check_text, shorten};
 
 /// The longest body, in bytes.
 pub const MAX_BODY_BYTES: usize = 1024 * 1024;
@@ -310,15 +310,6 @@ impl Spec {
         ];
         fields.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect()
     }
-}
-
-/// Cuts a text to so many characters, without control characters, and says so with `…`.
-pub fn shorten(text: &str, characters: usize) -> String {
-    let clean = |c: char| if c.is_control() { ' ' } else { c };
-    if text.chars().count() <= characters {
-        return text.chars().map(clean).collect();
-    }
-    text.chars().take(characters.saturating_sub(1)).map(clean).chain(['…']).collect()
 }
 
 fn limit_bytes(field: &str, size: usize, limit: usize) -> Result<(), SpecError> {

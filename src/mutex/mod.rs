@@ -32,6 +32,7 @@
 //! What it does not do: find deadlocks between nested claims, break a hold.
 
 pub mod hold;
+pub mod holder;
 pub mod line;
 pub mod name;
 pub mod os;

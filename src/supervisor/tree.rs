@@ -21,8 +21,7 @@ use rustix::process::{
 
 use super::course::LeaderEnd;
 use super::job::Job;
-use crate::script::Straggler;
-use crate::spec::shorten;
+use crate::script::{Straggler, shorten};
 
 /// How much a pipe takes before the script waits for its reader: the most that an ordinary user may
 /// ask for.

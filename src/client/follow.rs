@@ -1,0 +1,170 @@
+//! Following a script to its end, across connections that break: the stream goes on at the offset
+//! that was reached, byte for byte.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tonic::Streaming;
+
+use super::{Client, ClientError};
+use crate::script::{ScriptId, Stream};
+use crate::snapshot::Snapshot;
+use crate::spec::Spec;
+use crate::wire::{WireError, v1};
+
+/// How long a broken connection is tried again before that is an error.
+const RECONNECT_LIMIT: Duration = Duration::from_mins(1);
+/// The pause before the second try; each further one is twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// What is heard of a script.
+#[derive(Debug)]
+pub enum Heard {
+    /// How it stands now.
+    Script(Box<Snapshot>),
+    /// It wrote something.
+    Output {
+        /// Where.
+        stream: Stream,
+        /// What.
+        data: Bytes,
+        /// How many bytes of output come before.
+        offset: u64,
+    },
+    /// The connection broke; it is tried again.
+    Interrupted(ClientError),
+}
+
+/// A script that is followed.
+#[derive(Debug)]
+pub struct Following {
+    client: Client,
+    id: ScriptId,
+    /// The request, until it is known that it was accepted.
+    spec: Option<Spec>,
+    offset: u64,
+    wait: bool,
+    events: Option<Events>,
+    /// Since when the connection is broken, and the next pause.
+    broken: Option<(Instant, Duration)>,
+    over: bool,
+}
+
+#[derive(Debug)]
+enum Events {
+    Run(Streaming<v1::RunResponse>),
+    Watch(Streaming<v1::WatchResponse>),
+}
+
+impl Events {
+    async fn next(&mut self) -> Result<Option<v1::ScriptEvent>, ClientError> {
+        match self {
+            Self::Run(events) => Ok(events.message().await?.and_then(|message| message.event)),
+            Self::Watch(events) => Ok(events.message().await?.and_then(|message| message.event)),
+        }
+    }
+}
+
+impl Following {
+    pub(super) fn start(client: Client, spec: Spec) -> Self {
+        let id = spec.script_id.clone();
+        Self { spec: Some(spec), ..Self::watch(client, id, 0, true) }
+    }
+
+    pub(super) fn watch(client: Client, id: ScriptId, offset: u64, wait: bool) -> Self {
+        Self { client, id, spec: None, offset, wait, events: None, broken: None, over: false }
+    }
+
+    /// How many bytes of output were heard, those before the first one included.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// What is heard next; `None` after the end.
+    ///
+    /// # Cancel safety
+    /// May be dropped and called again.
+    ///
+    /// # Errors
+    /// When the agent refuses, or can't be reached for too long.
+    pub async fn next(&mut self) -> Result<Option<Heard>, ClientError> {
+        loop {
+            if self.over {
+                return Ok(None);
+            }
+            match self.receive().await {
+                Ok(Some(heard)) => {
+                    self.broken = None;
+                    return Ok(Some(heard));
+                }
+                // Without waiting, the end of what there is is the end.
+                Ok(None) if !self.wait => self.over = true,
+                Ok(None) => self.events = None,
+                Err(error) if error.is_passing() => {
+                    if let Some(heard) = self.pause(error).await? {
+                        return Ok(Some(heard));
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn receive(&mut self) -> Result<Option<Heard>, ClientError> {
+        if self.events.is_none() {
+            self.events = Some(self.open().await?);
+        }
+        let Some(events) = &mut self.events else {
+            return Ok(None);
+        };
+        let Some(event) = events.next().await? else {
+            return Ok(None);
+        };
+        // Whatever comes first says that the script was accepted.
+        self.spec = None;
+        match event.kind.ok_or(WireError::Field("event.kind"))? {
+            v1::script_event::Kind::Script(script) => {
+                let snapshot = Snapshot::try_from(script)?;
+                self.over = snapshot.phase.is_done();
+                Ok(Some(Heard::Script(Box::new(snapshot))))
+            }
+            v1::script_event::Kind::Output(output) => {
+                let stream = Stream::try_from(output.stream())?;
+                let length = u64::try_from(output.data.len()).unwrap_or(u64::MAX);
+                self.offset = output.offset.saturating_add(length);
+                Ok(Some(Heard::Output { stream, data: output.data, offset: output.offset }))
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<Events, ClientError> {
+        let mut scripts = self.client.scripts.clone();
+        if let Some(spec) = &self.spec {
+            let request = v1::RunRequest { spec: Some(spec.clone().into()) };
+            return Ok(Events::Run(scripts.run(request).await?.into_inner()));
+        }
+        let request = v1::WatchRequest {
+            script_id: self.id.to_string(),
+            output_offset: self.offset,
+            no_follow: !self.wait,
+        };
+        Ok(Events::Watch(scripts.watch(request).await?.into_inner()))
+    }
+
+    /// Waits before the next try. The first break is told.
+    async fn pause(&mut self, error: ClientError) -> Result<Option<Heard>, ClientError> {
+        self.events = None;
+        let Some((since, pause)) = self.broken else {
+            self.broken = Some((Instant::now(), FIRST_PAUSE));
+            return Ok(Some(Heard::Interrupted(error)));
+        };
+        if since.elapsed() > RECONNECT_LIMIT {
+            return Err(error);
+        }
+        tokio::time::sleep(pause).await;
+        self.broken = Some((since, LONGEST_PAUSE.min(pause * 2)));
+        Ok(None)
+    }
+}

@@ -1,0 +1,183 @@
+//! Calling an agent: this machine's over its socket, another one's over mutual TLS, or one that is
+//! part of this process.
+
+pub mod connect;
+pub mod embedded;
+mod follow;
+
+use std::collections::BTreeMap;
+
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+pub use connect::ConnectError;
+pub use follow::{Following, Heard};
+
+use crate::script::ScriptId;
+use crate::snapshot::Snapshot;
+use crate::spec::Spec;
+use crate::wire::{WireError, v1};
+use v1::agent_client::AgentClient;
+use v1::scripts_client::ScriptsClient;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// There is no connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The agent refused, and says why.
+    #[error("{message}")]
+    Refused {
+        /// The stable reason (`docs/errors.md`), for example `QUEUE_FULL`.
+        reason: String,
+        /// The kind of refusal.
+        code: Code,
+        /// The text for people.
+        message: String,
+    },
+    /// The connection broke.
+    #[error("connection to the agent is lost: {0}")]
+    Broken(String),
+    /// The agent's answer isn't understood.
+    #[error("agent's answer is not understood")]
+    Wire(#[from] WireError),
+}
+
+impl From<Status> for ClientError {
+    fn from(status: Status) -> Self {
+        let message = status.message().to_owned();
+        match status.get_details_error_info() {
+            Some(info) => Self::Refused { reason: info.reason, code: status.code(), message },
+            // gRPC's own layers know no reasons: those of the transport are all of them "unknown".
+            None if matches!(
+                status.code(),
+                Code::Unknown | Code::Unavailable | Code::Cancelled
+            ) =>
+            {
+                Self::Broken(crate::agent::chain(&status))
+            }
+            None => Self::Refused { reason: String::new(), code: status.code(), message },
+        }
+    }
+}
+
+impl ClientError {
+    /// Whether the same call may succeed on another connection.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Broken(_) => true,
+            Self::Refused { reason, .. } => reason == "AGENT_STOPPING",
+            Self::Connect(error) => error.is_passing(),
+            Self::Wire(_) => false,
+        }
+    }
+}
+
+/// An agent, as its callers see it. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Client {
+    scripts: ScriptsClient<Channel>,
+    agent: AgentClient<Channel>,
+}
+
+impl Client {
+    /// A client on a connection.
+    pub fn new(channel: Channel) -> Self {
+        Self { scripts: ScriptsClient::new(channel.clone()), agent: AgentClient::new(channel) }
+    }
+
+    /// Starts a script; the same request again gives the same script.
+    ///
+    /// # Errors
+    /// When the agent refuses or can't be reached.
+    pub async fn start(&self, spec: Spec) -> Result<Snapshot, ClientError> {
+        let request = v1::StartRequest { spec: Some(spec.into()) };
+        let response = self.scripts.clone().start(request).await?.into_inner();
+        script(response.script)
+    }
+
+    /// Starts a script and follows it to its end.
+    pub fn run(&self, spec: Spec) -> Following {
+        Following::start(self.clone(), spec)
+    }
+
+    /// Follows a script from an output offset on; with `wait` to its end.
+    pub fn watch(&self, id: ScriptId, offset: u64, wait: bool) -> Following {
+        Following::watch(self.clone(), id, offset, wait)
+    }
+
+    /// How a script stands.
+    ///
+    /// # Errors
+    /// When there is none, or the agent can't be reached.
+    pub async fn get(&self, id: &ScriptId) -> Result<Snapshot, ClientError> {
+        let request = v1::GetRequest { script_id: id.to_string() };
+        script(self.scripts.clone().get(request).await?.into_inner().script)
+    }
+
+    /// Up to `limit` scripts, as many pages as that takes.
+    ///
+    /// # Errors
+    /// When the agent can't be reached.
+    pub async fn list(
+        &self,
+        phases: &[v1::Phase],
+        labels: &BTreeMap<String, String>,
+        limit: usize,
+    ) -> Result<Vec<Snapshot>, ClientError> {
+        let mut scripts = Vec::new();
+        let mut page_token = String::new();
+        while scripts.len() < limit {
+            let left = u32::try_from(limit - scripts.len()).unwrap_or(u32::MAX);
+            let request = v1::ListRequest {
+                phases: phases.iter().map(|phase| i32::from(*phase)).collect(),
+                labels: labels.clone().into_iter().collect(),
+                page_size: left.min(1000),
+                page_token,
+            };
+            let page = self.scripts.clone().list(request).await?.into_inner();
+            for message in page.scripts {
+                scripts.push(Snapshot::try_from(message)?);
+            }
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        Ok(scripts)
+    }
+
+    /// Asks a script to stop.
+    ///
+    /// # Errors
+    /// When there is none, or the agent can't be reached.
+    pub async fn cancel(&self, id: &ScriptId, reason: String) -> Result<Snapshot, ClientError> {
+        let request = v1::CancelRequest { script_id: id.to_string(), reason };
+        script(self.scripts.clone().cancel(request).await?.into_inner().script)
+    }
+
+    /// Removes a script that is done.
+    ///
+    /// # Errors
+    /// When it is not done, there is none, or the agent can't be reached.
+    pub async fn forget(&self, id: &ScriptId) -> Result<(), ClientError> {
+        let request = v1::ForgetRequest { script_id: id.to_string() };
+        self.scripts.clone().forget(request).await?;
+        Ok(())
+    }
+
+    /// What the agent is.
+    ///
+    /// # Errors
+    /// When it can't be reached.
+    pub async fn info(&self) -> Result<v1::InfoResponse, ClientError> {
+        Ok(self.agent.clone().info(v1::InfoRequest {}).await?.into_inner())
+    }
+}
+
+fn script(message: Option<v1::Script>) -> Result<Snapshot, ClientError> {
+    let message = message.ok_or(WireError::Field("script"))?;
+    Ok(Snapshot::try_from(message)?)
+}

@@ -1,0 +1,139 @@
+//! Running a command while holding mutexes: what `baton mutex run` does. It needs no agent.
+//!
+//! The command has the terminal, the signals and the standard streams as if it were started
+//! directly. While it runs, its whole tree keeps the mutexes if this process is killed; when it ends,
+//! they are given back at once.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::iterator::SignalsInfo;
+use signal_hook::iterator::exfiltrator::origin::WithOrigin;
+use signal_hook::low_level::siginfo::{Cause, Origin};
+
+use super::{Advance, Blocked, Claim, Claimant, Hold, MutexError};
+
+/// How long to wait for the mutexes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// As long as it takes.
+    Unlimited,
+    /// So long.
+    Limited(Duration),
+    /// Not at all.
+    None,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub enum Ran {
+    /// The command ran and ended.
+    Ended(ExitStatus),
+    /// The mutexes were not to be had in time; these were in the way.
+    Busy(Vec<Blocked>),
+    /// The command could not be started.
+    NotStarted(io::Error),
+}
+
+/// Why the command could not be run, or its end not be seen.
+#[derive(Debug, thiserror::Error)]
+pub enum HolderError {
+    /// A mutex can't be used.
+    #[error(transparent)]
+    Mutex(#[from] MutexError),
+    /// The system refused.
+    #[error("system call")]
+    System(#[from] io::Error),
+}
+
+/// Takes the mutexes, runs the command, gives them back. `tell` hears who is in the way, at once and
+/// on each change.
+///
+/// # Errors
+/// When a mutex folder can't be used or a system call fails.
+pub fn run(
+    root: &Path,
+    claims: &[Claim],
+    command: &mut Command,
+    patience: Patience,
+    mut tell: impl FnMut(&[Blocked]),
+) -> Result<Ran, HolderError> {
+    let line = command_line(command);
+    let mut hold = Hold::join(root, claims, Claimant::this_process(line), true)?;
+    let deadline = match patience {
+        Patience::Unlimited => None,
+        Patience::Limited(limit) => Instant::now().checked_add(limit),
+        Patience::None => Some(Instant::now()),
+    };
+    let mut told = Vec::new();
+    while let Advance::Blocked(blocked) = hold.advance()? {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            hold.release()?;
+            return Ok(Ran::Busy(blocked));
+        }
+        if blocked != told {
+            tell(&blocked);
+            told = blocked;
+        }
+        sleep(&hold, deadline)?;
+    }
+    hold.make_inheritable()?;
+    // Before the start: no signal is missed.
+    let mut signals = SignalsInfo::<WithOrigin>::new([
+        SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2,
+    ])?;
+    #[expect(clippy::disallowed_methods, reason = "this is the home of protected commands")]
+    let ran = match command.spawn() {
+        Ok(child) => Ran::Ended(follow(child, &mut signals)?),
+        Err(error) => Ran::NotStarted(error),
+    };
+    hold.release()?;
+    Ok(ran)
+}
+
+fn sleep(hold: &Hold, deadline: Option<Instant>) -> io::Result<()> {
+    let descriptors: Vec<BorrowedFd<'_>> = hold.descriptors().collect();
+    let mut polled: Vec<_> =
+        descriptors.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+    let left = deadline.map(|until| until.saturating_duration_since(Instant::now()));
+    let left = left.and_then(|left| Timespec::try_from(left).ok());
+    match rustix::event::poll(&mut polled, left.as_ref()) {
+        Err(e) if e != rustix::io::Errno::INTR => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Waits for the command; passes on the signals that were sent to this process. Those of the terminal
+/// went to the command as well.
+fn follow(mut child: Child, signals: &mut SignalsInfo<WithOrigin>) -> io::Result<ExitStatus> {
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        for Origin { signal, cause, .. } in signals.wait() {
+            if signal != SIGCHLD && cause != Cause::Kernel {
+                pass_on(&child, signal);
+            }
+        }
+    }
+}
+
+fn pass_on(child: &Child, signal: i32) {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    if let (Some(pid), Some(signal)) = (pid, Signal::from_named_raw(signal)) {
+        // ESRCH can't be: it is not reaped yet.
+        kill_process(pid, signal).unwrap_or_default();
+    }
+}
+
+fn command_line(command: &Command) -> String {
+    let words = [command.get_program()].into_iter().chain(command.get_args());
+    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+    crate::script::shorten(&words.join(" "), 80)
+}
