@@ -1,0 +1,65 @@
+//! `baton cancel`: asks a script to stop.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::failure::Failure;
+use super::reach::Reach;
+use super::screen::{write_json, write_out};
+use super::show;
+use crate::client::Heard;
+use crate::config::Directories;
+use crate::script::{Phase, ScriptId};
+
+const EXAMPLES: &str = "\
+Examples:
+  baton cancel 0199c0de-… --reason 'wrong version'
+  baton cancel 0199c0de-… --wait      return when it has ended";
+
+/// Ask a script to stop, wherever it stands
+///
+/// A queued script leaves the line. A running one is asked (SIGTERM) and, after its grace, forced
+/// (SIGKILL). One that is done stays as it is.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct CancelArgs {
+    #[command(flatten)]
+    reach: Reach,
+    /// The script's id
+    id: ScriptId,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+    /// Return when the script has ended
+    #[arg(long)]
+    wait: bool,
+    /// Print the script as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn cancel(args: CancelArgs, folders: Directories) -> Result<ExitCode, Failure> {
+    let client = args.reach.client(&folders).await?;
+    let mut script = client.cancel(&args.id, args.reason).await?;
+    if args.wait && !script.phase.is_done() {
+        let mut following = client.watch(args.id, script.output_bytes, true);
+        while let Some(heard) = following.next().await? {
+            if let Heard::Script(now) = heard {
+                script = *now;
+            }
+        }
+    }
+    if args.json {
+        write_json(&show::script_json(&script))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let text = match &script.phase {
+        Phase::Done(outcome) => outcome.kind.to_string(),
+        phase @ (Phase::Queued | Phase::Waiting | Phase::Running | Phase::Stopping) => {
+            phase.name().to_owned()
+        }
+    };
+    write_out(format!("{}: {text}\n", script.script_id).as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,207 @@
+//! How a command fails: what is printed, and the exit status.
+
+use std::io::{self, IsTerminal as _};
+use std::process::ExitCode;
+
+use tonic::Code;
+
+use crate::client::embedded::EmbeddedError;
+use crate::client::{ClientError, ConnectError};
+use crate::config::ConfigError;
+use crate::trust::TrustError;
+
+/// Exit statuses that are not the script's, after `sysexits.h` and coreutils' `timeout`.
+pub(super) mod code {
+    pub(crate) const USAGE: u8 = 2;
+    pub(crate) const UNREACHABLE: u8 = 69;
+    pub(crate) const INTERNAL: u8 = 70;
+    pub(crate) const BUSY: u8 = 75;
+    pub(crate) const NOT_ALLOWED: u8 = 77;
+    pub(crate) const TIMED_OUT: u8 = 124;
+    pub(crate) const NOT_EXECUTABLE: u8 = 126;
+    pub(crate) const NOT_FOUND: u8 = 127;
+    pub(crate) const CANCELLED: u8 = 130;
+    /// 128 + SIGPIPE: the reader of the output is gone.
+    pub(crate) const BROKEN_PIPE: u8 = 141;
+}
+
+/// A failed command.
+#[derive(Debug)]
+pub(super) struct Failure {
+    code: u8,
+    /// None: there is nothing to say.
+    error: Option<anyhow::Error>,
+    hints: Vec<String>,
+}
+
+impl Failure {
+    pub(super) fn new(code: u8, error: impl Into<anyhow::Error>) -> Self {
+        Self { code, error: Some(error.into()), hints: Vec::new() }
+    }
+
+    /// A mistake of the caller.
+    pub(super) fn usage(text: impl Into<String>) -> Self {
+        Self::new(code::USAGE, anyhow::Error::msg(text.into()))
+    }
+
+    /// The reader of the output is gone: nothing to say, and nobody to say it to.
+    fn broken_pipe() -> Self {
+        Self { code: code::BROKEN_PIPE, error: None, hints: Vec::new() }
+    }
+
+    pub(super) fn is_broken_pipe(&self) -> bool {
+        self.code == code::BROKEN_PIPE
+    }
+
+    pub(super) fn hint(mut self, text: impl Into<String>) -> Self {
+        self.hints.push(text.into());
+        self
+    }
+
+    /// Prints it and returns the exit status.
+    pub(super) fn report(self) -> ExitCode {
+        if let Some(error) = &self.error {
+            complain(&format!("{} {error:#}", mark("error:")));
+        }
+        for hint in &self.hints {
+            complain(&format!("{} {hint}", mark("hint:")));
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+/// A word that stands out, on a terminal that has colours.
+fn mark(word: &str) -> String {
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    match word {
+        _ if !colours => word.to_owned(),
+        "error:" => format!("\u{1b}[1;31m{word}\u{1b}[0m"),
+        _ => format!("\u{1b}[1;36m{word}\u{1b}[0m"),
+    }
+}
+
+/// Prints a line for people on standard error.
+pub(super) fn complain(text: &str) {
+    use std::io::Write as _;
+    // Nobody may be left to read it.
+    writeln!(io::stderr().lock(), "{text}").unwrap_or_default();
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self::broken_pipe();
+        }
+        Self::new(code::INTERNAL, error)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        let hint = match &error {
+            ConfigError::UnknownTarget(_) => Some("`baton target list` shows the known ones"),
+            ConfigError::TargetExists(_) => Some("`baton target remove` it first"),
+            ConfigError::SocketPath(_) => Some("set BATON_RUNTIME_DIR to a shorter path"),
+            ConfigError::File { .. }
+            | ConfigError::Text { .. }
+            | ConfigError::Value { .. }
+            | ConfigError::NoHome(_) => None,
+        };
+        let failure = Self::new(code::USAGE, error);
+        hint.into_iter().fold(failure, Self::hint)
+    }
+}
+
+impl From<TrustError> for Failure {
+    fn from(error: TrustError) -> Self {
+        match &error {
+            TrustError::KeyIsOpen { path, .. } => {
+                let hint = format!("chmod 600 {}", path.display());
+                Self::new(code::NOT_ALLOWED, error).hint(hint)
+            }
+            TrustError::UnknownPeer(_) => {
+                Self::new(code::USAGE, error).hint("`baton agent peers` shows the known ones")
+            }
+            TrustError::PeerExists { .. } | TrustError::PeerName { .. } => {
+                Self::new(code::USAGE, error)
+            }
+            TrustError::File { .. }
+            | TrustError::Damaged { .. }
+            | TrustError::Generate(_)
+            | TrustError::Tls(_) => Self::new(code::INTERNAL, error),
+        }
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::NoAgent(_) => Self::new(code::UNREACHABLE, error)
+                .hint("start one with `baton agent run`, or name another machine with --target"),
+            ConnectError::NotAllowed(_) => {
+                Self::new(code::NOT_ALLOWED, error).hint("the agent's own user and root may use it")
+            }
+            ConnectError::NotTrusted { own, .. } => Self::new(code::NOT_ALLOWED, error)
+                .hint(format!("on the target: baton agent trust {own} --name NAME")),
+            ConnectError::WrongAgent { .. } => Self::new(code::NOT_ALLOWED, error)
+                .hint("if the machine was set up anew: `baton target remove` it and add it again"),
+            ConnectError::Unreachable { .. }
+            | ConnectError::TimedOut(_)
+            | ConnectError::Transport(_) => Self::new(code::UNREACHABLE, error),
+            ConnectError::Identity(error) => error.into(),
+        }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let (status, hint) = match &error {
+            ClientError::Connect(_) => (code::UNREACHABLE, None),
+            ClientError::Broken(_) => (code::UNREACHABLE, None),
+            ClientError::Wire(_) => {
+                (code::INTERNAL, Some("agent and client may be of different versions"))
+            }
+            ClientError::Refused { reason, code: status, .. } => {
+                let hint = match reason.as_str() {
+                    "QUEUE_FULL" => Some("`baton queue` shows what is in it; try again later"),
+                    "SCRIPT_ID_CONFLICT" => Some("an id stands for one request; choose another id"),
+                    "SCRIPT_NOT_FOUND" => Some("`baton list` shows the known scripts"),
+                    _ => None,
+                };
+                (exit_code(*status), hint)
+            }
+        };
+        if let ClientError::Connect(error) = error {
+            return error.into();
+        }
+        let failure = Self::new(status, error);
+        hint.into_iter().fold(failure, Self::hint)
+    }
+}
+
+fn exit_code(status: Code) -> u8 {
+    match status {
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::OutOfRange
+        | Code::FailedPrecondition => code::USAGE,
+        Code::PermissionDenied | Code::Unauthenticated => code::NOT_ALLOWED,
+        Code::ResourceExhausted => code::BUSY,
+        Code::Unavailable => code::UNREACHABLE,
+        Code::Cancelled => code::CANCELLED,
+        Code::Ok
+        | Code::Unknown
+        | Code::DeadlineExceeded
+        | Code::Aborted
+        | Code::Unimplemented
+        | Code::Internal
+        | Code::DataLoss => code::INTERNAL,
+    }
+}
+
+impl From<EmbeddedError> for Failure {
+    fn from(error: EmbeddedError) -> Self {
+        Self::new(code::INTERNAL, error)
+    }
+}

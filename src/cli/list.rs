@@ -1,0 +1,147 @@
+//! `baton queue` and `baton list`: which scripts there are.
+
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+
+use super::failure::Failure;
+use super::key_value;
+use super::reach::Reach;
+use super::screen::{write_json, write_out};
+use super::show::{self, Table};
+use crate::config::Directories;
+use crate::snapshot::Snapshot;
+use crate::wire::v1;
+
+/// More than any queue holds.
+const WHOLE_QUEUE: usize = 1_000_000;
+
+/// Show who runs, who waits, and for whom
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  baton queue\n  baton queue --target web-1 --json")]
+pub(super) struct QueueArgs {
+    #[command(flatten)]
+    reach: Reach,
+    /// Print the scripts as JSON, one a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Show the scripts that the agent knows, those that are done included
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  baton list --label project=web
+  baton list --phase done --limit 5 --json")]
+pub(super) struct ListArgs {
+    #[command(flatten)]
+    reach: Reach,
+    /// Only scripts with this label; may be given more than once
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = key_value)]
+    label: Vec<(String, String)>,
+    /// Only scripts in this phase; may be given more than once
+    #[arg(long, value_name = "PHASE")]
+    phase: Vec<PhaseName>,
+    /// How many at most
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 50)]
+    limit: usize,
+    /// Print the scripts as JSON, one a line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PhaseName {
+    Queued,
+    Waiting,
+    Running,
+    Stopping,
+    Done,
+}
+
+impl From<PhaseName> for v1::Phase {
+    fn from(name: PhaseName) -> Self {
+        match name {
+            PhaseName::Queued => Self::Queued,
+            PhaseName::Waiting => Self::Waiting,
+            PhaseName::Running => Self::Running,
+            PhaseName::Stopping => Self::Stopping,
+            PhaseName::Done => Self::Done,
+        }
+    }
+}
+
+pub(super) async fn queue(args: QueueArgs, folders: Directories) -> Result<ExitCode, Failure> {
+    let client = args.reach.client(&folders).await?;
+    let living = [v1::Phase::Queued, v1::Phase::Waiting, v1::Phase::Running, v1::Phase::Stopping];
+    let scripts = client.list(&living, &[].into(), WHOLE_QUEUE).await?;
+    if args.json {
+        return print_json(&scripts);
+    }
+    if scripts.is_empty() {
+        write_out(b"nothing runs and nothing waits\n")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new(&["ID", "STATE", "FOR", "ISOLATION", "WHAT", "WAITS FOR"]);
+    for script in &scripts {
+        let since = script.started_at.unwrap_or(script.queued_at);
+        table.row(vec![
+            script.script_id.to_string(),
+            show::state(script),
+            show::since(since),
+            show::isolation(script),
+            what(script),
+            script.waits.iter().map(crate::snapshot::Wait::reason).collect::<Vec<_>>().join("; "),
+        ]);
+    }
+    write_out(table.render().as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn list(args: ListArgs, folders: Directories) -> Result<ExitCode, Failure> {
+    let client = args.reach.client(&folders).await?;
+    let phases: Vec<_> = args.phase.into_iter().map(v1::Phase::from).collect();
+    let labels = args.label.into_iter().collect();
+    let scripts = client.list(&phases, &labels, args.limit).await?;
+    if args.json {
+        return print_json(&scripts);
+    }
+    let mut table = Table::new(&["ID", "STATE", "QUEUED", "WAITED", "RAN", "ISOLATION", "WHAT"]);
+    for script in &scripts {
+        let waited = script.started_at.or(script.ended_at);
+        let ran = script.started_at.map(|start| match script.ended_at {
+            Some(end) => show::span(show::between(start, end)),
+            None => show::since(start),
+        });
+        table.row(vec![
+            script.script_id.to_string(),
+            show::state(script),
+            crate::snapshot::clock(script.queued_at),
+            waited.map_or_else(
+                || show::since(script.queued_at),
+                |end| show::span(show::between(script.queued_at, end)),
+            ),
+            ran.unwrap_or_else(|| "-".to_owned()),
+            show::isolation(script),
+            what(script),
+        ]);
+    }
+    write_out(table.render().as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Labels and summary in one cell.
+fn what(script: &Snapshot) -> String {
+    let labels = show::labels(&script.labels);
+    if labels.is_empty() {
+        script.summary.clone()
+    } else {
+        format!("[{labels}] {}", script.summary)
+    }
+}
+
+fn print_json(scripts: &[Snapshot]) -> Result<ExitCode, Failure> {
+    for script in scripts {
+        write_json(&show::script_json(script))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

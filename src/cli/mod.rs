@@ -1,0 +1,195 @@
+//! The commands. The only code that prints.
+
+mod agent;
+mod cancel;
+mod demo;
+mod failure;
+mod identity;
+mod list;
+mod logs;
+mod mutex;
+mod reach;
+mod run;
+mod screen;
+mod show;
+mod target;
+mod timeline;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::config::Directories;
+use crate::config::directories::DirectoryOverrides;
+use failure::Failure;
+
+const EXAMPLES: &str = "\
+Examples:
+  baton run -c 'echo hello'                    run a script on this machine, alone
+  baton run --bypass-mutex deploy.sh           run it beside others that bypass
+  baton run --target web-1 deploy.sh           run it on another machine
+  baton queue                                  who runs, who waits, and for whom
+  baton mutex run log -- sh -c 'date >> log'   protect a command with a named mutex
+  baton demo                                   see five projects share a machine
+
+Exit status: the script's own; else 124 run time limit, 75 queue time limit or busy,
+130 cancelled, 126/127 not started, 69 agent unreachable, 77 not trusted or not allowed,
+70 lost or internal, 2 usage.";
+
+/// Runs scripts on machines, one at a time under a machine-wide named mutex.
+#[derive(Debug, Parser)]
+#[command(name = "baton", version, after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    folders: Folders,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where baton keeps what.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_field_names, reason = "the names of the flags")]
+struct Folders {
+    /// Folder of identity, configuration, peers and targets
+    #[arg(
+        long,
+        global = true,
+        env = "BATON_CONFIG_DIR",
+        value_name = "DIR",
+        hide_short_help = true
+    )]
+    config_dir: Option<PathBuf>,
+    /// Folder of database and workspaces
+    #[arg(
+        long,
+        global = true,
+        env = "BATON_STATE_DIR",
+        value_name = "DIR",
+        hide_short_help = true
+    )]
+    state_dir: Option<PathBuf>,
+    /// Folder of the agent's socket
+    #[arg(
+        long,
+        global = true,
+        env = "BATON_RUNTIME_DIR",
+        value_name = "DIR",
+        hide_short_help = true
+    )]
+    runtime_dir: Option<PathBuf>,
+    /// Folder of the named mutexes; the same for all that are to exclude each other
+    #[arg(
+        long,
+        global = true,
+        env = "BATON_MUTEX_DIR",
+        value_name = "DIR",
+        hide_short_help = true
+    )]
+    mutex_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(Box<run::RunArgs>),
+    Queue(list::QueueArgs),
+    List(list::ListArgs),
+    Logs(logs::LogsArgs),
+    Cancel(cancel::CancelArgs),
+    Mutex(mutex::MutexArgs),
+    Agent(agent::AgentArgs),
+    Target(target::TargetArgs),
+    Identity(identity::IdentityArgs),
+    Demo(demo::DemoArgs),
+    /// Print the completion script for a shell
+    ///
+    /// For example: baton completion bash > /etc/bash_completion.d/baton
+    Completion {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
+    let folders = Directories::resolve(DirectoryOverrides {
+        config: cli.folders.config_dir,
+        state: cli.folders.state_dir,
+        runtime: cli.folders.runtime_dir,
+        mutex: cli.folders.mutex_dir,
+    })?;
+    match cli.command {
+        Command::Run(args) => asynchronous(run::run(*args, folders)),
+        Command::Queue(args) => asynchronous(list::queue(args, folders)),
+        Command::List(args) => asynchronous(list::list(args, folders)),
+        Command::Logs(args) => asynchronous(logs::logs(args, folders)),
+        Command::Cancel(args) => asynchronous(cancel::cancel(args, folders)),
+        Command::Demo(args) => asynchronous(demo::demo(args, folders)),
+        // No runtime: it is on the way of every protected command.
+        Command::Mutex(args) => mutex::mutex(args, &folders),
+        Command::Agent(args) => agent::agent(args, folders),
+        Command::Target(args) => target::target(args, &folders),
+        Command::Identity(args) => identity::identity(&args, &folders),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "baton", &mut script);
+            screen::write_out(&script)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Runs a command that calls an agent.
+fn asynchronous(
+    command: impl Future<Output = Result<ExitCode, Failure>>,
+) -> Result<ExitCode, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(command);
+    // A thread may be stuck in a write to a pipe that nobody reads.
+    runtime.shutdown_background();
+    result
+}
+
+/// Parses `KEY=VALUE`.
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("KEY=VALUE is expected")?;
+    if key.is_empty() {
+        return Err("the key is empty".to_owned());
+    }
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Parses a time such as `90s`, `10m`, `1h30m`; zero is none.
+fn time_limit(text: &str) -> Result<std::time::Duration, String> {
+    let time = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; for example 90s, 10m, 1h30m"))?;
+    if time.is_zero() {
+        return Err("is zero; leave it out for no limit".to_owned());
+    }
+    Ok(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_time_limit_has_a_unit_and_is_not_zero() {
+        assert_eq!(time_limit("1m30s"), Ok(std::time::Duration::from_secs(90)));
+        time_limit("0s").unwrap_err();
+        time_limit("soon").unwrap_err();
+    }
+}

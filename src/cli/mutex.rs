@@ -1,0 +1,161 @@
+//! `baton mutex`: named mutexes for people and scripts. No agent is needed.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, ExitCode, ExitStatus};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use super::failure::{Failure, code, complain};
+use super::time_limit;
+use crate::config::Directories;
+use crate::mutex::holder::{self, HolderError, Patience, Ran};
+use crate::mutex::{Blocked, Claim, Mode, MutexName};
+use crate::snapshot::Wait;
+
+const EXAMPLES: &str = "\
+Examples:
+  baton mutex run log -- sh -c 'date >> /var/log/deploy.log'
+  baton mutex run --timeout 5m iis-metabase -- ./configure-site.sh
+  baton mutex run --no-wait machine -- apt-get upgrade    75 when a deployment runs
+  baton mutex run a b -- ./both.sh      several at once; two callers never block each other
+
+Exit status: the command's own; 75 when a mutex was not obtained in time, 126/127 when the command
+could not be started, 70 when the mutex folder can't be used.";
+
+/// Protect commands with named mutexes that all processes of the machine share
+#[derive(Debug, Args)]
+pub(super) struct MutexArgs {
+    #[command(subcommand)]
+    command: MutexCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum MutexCommand {
+    Run(RunArgs),
+}
+
+/// Run a command while holding one or more mutexes
+///
+/// It waits in order of arrival. The mutex is free again when the command ends, however it ends; if
+/// this command is killed, when the last process that it started has ended.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+struct RunArgs {
+    /// Hold them together with others that are shared
+    #[arg(long)]
+    shared: bool,
+    /// Give up after so long
+    #[arg(long, value_name = "TIME", value_parser = time_limit, conflicts_with = "no_wait")]
+    timeout: Option<Duration>,
+    /// Give up at once
+    #[arg(long)]
+    no_wait: bool,
+    /// Don't tell about waits
+    #[arg(long, short)]
+    quiet: bool,
+    /// The mutexes, then -- and the command
+    // Options end at the first name, so that they can't be mistaken for the command's.
+    #[arg(
+        value_name = "NAME… -- COMMAND",
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    words: Vec<OsString>,
+}
+
+pub(super) fn mutex(args: MutexArgs, folders: &Directories) -> Result<ExitCode, Failure> {
+    let MutexCommand::Run(args) = args.command;
+    let (names, command) = split(&args.words)?;
+    let mode = if args.shared { Mode::Shared } else { Mode::Exclusive };
+    let claims: Vec<Claim> = names.into_iter().map(|name| Claim { name, mode }).collect();
+    let patience = match args.timeout {
+        Some(limit) => Patience::Limited(limit),
+        None if args.no_wait => Patience::None,
+        None => Patience::Unlimited,
+    };
+    let mut process = Command::new(&command[0]);
+    process.args(&command[1..]).env("BATON_MUTEX_DIR", &folders.mutex);
+    let tell = |blocked: &[Blocked]| {
+        if !args.quiet {
+            complain(&format!("baton: {}", describe(blocked)));
+        }
+    };
+    match holder::run(&folders.mutex, &claims, &mut process, patience, tell)? {
+        Ran::Ended(status) => Ok(exit_code(status)),
+        Ran::Busy(blocked) => {
+            let text = anyhow::anyhow!("not obtained: {}", describe(&blocked));
+            Err(Failure::new(code::BUSY, text))
+        }
+        Ran::NotStarted(error) => {
+            let name = command[0].to_string_lossy();
+            let found = error.kind() != io::ErrorKind::NotFound;
+            let (code, problem) = if found {
+                (code::NOT_EXECUTABLE, error.to_string())
+            } else {
+                (code::NOT_FOUND, "not found".to_owned())
+            };
+            Err(Failure::new(code, anyhow::anyhow!("`{name}`: {problem}")))
+        }
+    }
+}
+
+/// Splits `NAME… -- COMMAND…`.
+fn split(words: &[OsString]) -> Result<(Vec<MutexName>, &[OsString]), Failure> {
+    let hint = "for example: baton mutex run log -- sh -c 'date >> log'";
+    let Some(end) = words.iter().position(|word| word == "--") else {
+        return Err(Failure::usage("`--` and a command are missing behind the names").hint(hint));
+    };
+    let (names, command) = (&words[..end], &words[end + 1..]);
+    if names.is_empty() || command.is_empty() {
+        let missing = if names.is_empty() { "mutex name" } else { "command" };
+        return Err(Failure::usage(format!("there is no {missing}")).hint(hint));
+    }
+    let names = names.iter().map(|name| {
+        let name = name.to_string_lossy();
+        name.parse().map_err(|error| {
+            let failure = Failure::usage(format!("mutex name {name:?} {error}"));
+            if name.starts_with('-') {
+                return failure.hint("options stand before the names");
+            }
+            failure
+        })
+    });
+    Ok((names.collect::<Result<_, _>>()?, command))
+}
+
+/// Who is in the way, in words.
+fn describe(blocked: &[Blocked]) -> String {
+    let waits: Vec<_> = blocked
+        .iter()
+        .map(|blocked| {
+            let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+            let wait = Wait {
+                mutex: blocked.mutex.clone(),
+                position: count(blocked.position),
+                holders: blocked.holders.clone(),
+                ahead: blocked.ahead.clone(),
+                ahead_count: count(blocked.position.saturating_sub(1)),
+                foreign: blocked.foreign,
+            };
+            format!("waiting, position {}: {}", wait.position, wait.reason())
+        })
+        .collect();
+    waits.join("; ")
+}
+
+/// The command's exit status; 128 and the signal when one ended it, as shells have it.
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    let code = code.and_then(|code| u8::try_from(code).ok());
+    ExitCode::from(code.unwrap_or(code::INTERNAL))
+}
+
+impl From<HolderError> for Failure {
+    fn from(error: HolderError) -> Self {
+        Self::new(code::INTERNAL, error)
+    }
+}

@@ -1,0 +1,88 @@
+//! Which agent a command speaks with, and getting there.
+
+use clap::Args;
+
+use super::failure::Failure;
+use crate::client::embedded::Embedded;
+use crate::client::{Client, ConnectError, connect};
+use crate::config::targets::Targets;
+use crate::config::{Config, Directories, Overrides};
+use crate::trust::{Fingerprint, Identity};
+
+/// The stem of the client's identity files.
+pub(super) const CLIENT: &str = "client";
+
+/// Which agent.
+#[derive(Debug, Args)]
+pub(super) struct Reach {
+    /// The machine: a name from `baton target list`, or HOST:PORT with --fingerprint.
+    /// Default: this machine
+    #[arg(long, short = 't', value_name = "TARGET")]
+    target: Option<String>,
+    /// The fingerprint of the agent at HOST:PORT
+    #[arg(long, value_name = "FINGERPRINT", requires = "target")]
+    fingerprint: Option<Fingerprint>,
+}
+
+impl Reach {
+    /// Connects to the agent; on this machine one must run.
+    pub(super) async fn client(&self, folders: &Directories) -> Result<Client, Failure> {
+        let channel = match &self.target {
+            Some(target) => self.remote(target, folders).await?,
+            None => connect::unix(&folders.socket()?).await?,
+        };
+        Ok(Client::new(channel))
+    }
+
+    /// Connects to the agent; on this machine, if none runs, one is embedded in this command.
+    pub(super) async fn client_or_embedded(
+        &self,
+        folders: &Directories,
+    ) -> Result<(Client, Option<Embedded>), Failure> {
+        if self.target.is_some() {
+            return Ok((self.client(folders).await?, None));
+        }
+        match connect::unix(&folders.socket()?).await {
+            Ok(channel) => Ok((Client::new(channel), None)),
+            Err(ConnectError::NoAgent(_)) => {
+                let (embedded, client) = embed(folders).await?;
+                Ok((client, Some(embedded)))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn remote(
+        &self,
+        target: &str,
+        folders: &Directories,
+    ) -> Result<tonic::transport::Channel, Failure> {
+        let targets = Targets::load(&folders.config)?;
+        let (address, fingerprint) = match (targets.get(target), self.fingerprint) {
+            (Some(known), given) => {
+                let pinned = known.fingerprint.parse().map_err(|error| {
+                    Failure::usage(format!("target {target:?} in targets.toml: {error}"))
+                })?;
+                (known.address.clone(), given.unwrap_or(pinned))
+            }
+            (None, Some(fingerprint)) if target.contains(':') => (target.to_owned(), fingerprint),
+            (None, _) if target.contains(':') => {
+                return Err(Failure::usage(format!("{target} has no pinned fingerprint"))
+                    .hint("give --fingerprint, as `baton agent init` printed it on the target"));
+            }
+            (None, _) => {
+                return Err(Failure::usage(format!("target {target:?} is not known")).hint(
+                    "`baton target list` shows the known ones; `baton target add` adds one",
+                ));
+            }
+        };
+        let identity = Identity::load_or_create(&folders.config, CLIENT)?;
+        Ok(connect::tcp(&address, fingerprint, &identity).await?)
+    }
+}
+
+/// Starts an agent in this process.
+pub(super) async fn embed(folders: &Directories) -> Result<(Embedded, Client), Failure> {
+    let config = Config::load(&folders.config, Overrides::default())?;
+    Ok(Embedded::start(folders, &config).await?)
+}

@@ -1,0 +1,166 @@
+//! What a person or a program sees of a script that is followed: its output on the same streams,
+//! waits on standard error, or all of it as JSON.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use base64::Engine as _;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::failure::{Failure, code, complain};
+use super::show;
+use crate::client::Heard;
+use crate::script::{Outcome, OutcomeKind, Phase, Stream};
+use crate::snapshot::Snapshot;
+
+/// How often the spinner turns.
+const SPINNER_TICK: Duration = Duration::from_millis(100);
+
+/// Writes to standard output and flushes.
+pub(super) fn write_out(bytes: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)?;
+    out.flush()
+}
+
+/// Writes a line of JSON to standard output.
+pub(super) fn write_json(value: &Value) -> io::Result<()> {
+    write_out(format!("{value}\n").as_bytes())
+}
+
+/// Shows one script.
+pub(super) struct Screen {
+    json: bool,
+    spinner: Option<ProgressBar>,
+    told: String,
+    outcome: Option<Outcome>,
+}
+
+impl Screen {
+    pub(super) fn new(json: bool) -> Self {
+        Self { json, spinner: None, told: String::new(), outcome: None }
+    }
+
+    /// Shows what was heard. It may block as long as nobody reads the output.
+    pub(super) fn show(&mut self, heard: Heard) -> Result<(), Failure> {
+        match heard {
+            Heard::Script(script) => {
+                if let Phase::Done(outcome) = &script.phase {
+                    self.outcome = Some(outcome.clone());
+                }
+                if self.json {
+                    let name = if script.phase.is_done() { "done" } else { script.phase.name() };
+                    let event = json!({"event": name, "script": show::script_json(&script)});
+                    return Ok(write_json(&event)?);
+                }
+                self.show_waits(&script);
+            }
+            Heard::Output { stream, data, offset } => {
+                if self.json {
+                    return Ok(write_json(&output_json(stream, &data, offset))?);
+                }
+                self.clear();
+                match stream {
+                    Stream::Stdout => write_out(&data)?,
+                    Stream::Stderr => io::stderr().lock().write_all(&data)?,
+                }
+            }
+            Heard::Interrupted(error) => {
+                self.clear();
+                complain(&format!("baton: {error}; trying again"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells what the script waits for: at once and on each change.
+    fn show_waits(&mut self, script: &Snapshot) {
+        let waits = script.waits.iter();
+        let told: Vec<_> = waits
+            .map(|wait| format!("waiting, position {}: {}", wait.position, wait.reason()))
+            .collect();
+        let told = told.join("; ");
+        if told == self.told {
+            return;
+        }
+        self.told = told;
+        if self.told.is_empty() {
+            self.clear();
+        } else if io::stderr().is_terminal() {
+            self.spinner.get_or_insert_with(spinner).set_message(self.told.clone());
+        } else {
+            complain(&format!("baton: {}", self.told));
+        }
+    }
+
+    fn clear(&mut self) {
+        if let Some(spinner) = self.spinner.take() {
+            spinner.finish_and_clear();
+        }
+    }
+
+    /// Says how it ended, as far as the exit status doesn't, and returns that.
+    pub(super) fn finish(mut self) -> ExitCode {
+        self.clear();
+        let Some(outcome) = &self.outcome else {
+            return ExitCode::SUCCESS;
+        };
+        if !self.json {
+            tell(outcome);
+        }
+        ExitCode::from(exit_code(&outcome.kind))
+    }
+}
+
+fn spinner() -> ProgressBar {
+    let spinner = ProgressBar::new_spinner();
+    // The template is ours and well-formed.
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}") {
+        spinner.set_style(style);
+    }
+    spinner.enable_steady_tick(SPINNER_TICK);
+    spinner
+}
+
+fn tell(outcome: &Outcome) {
+    if !matches!(outcome.kind, OutcomeKind::Exited { .. }) {
+        complain(&format!("baton: {}", outcome.kind));
+    }
+    for straggler in &outcome.stragglers {
+        complain(&format!(
+            "baton: ended what the script left running: {} (pid {})",
+            straggler.command, straggler.pid
+        ));
+    }
+    if outcome.output_dropped_bytes > 0 {
+        complain(&format!("baton: {} bytes of output were not kept", outcome.output_dropped_bytes));
+    }
+}
+
+/// The exit status that tells an outcome.
+pub(super) fn exit_code(outcome: &OutcomeKind) -> u8 {
+    match outcome {
+        OutcomeKind::Exited { code } => u8::try_from(*code).unwrap_or(code::INTERNAL),
+        OutcomeKind::Signalled { signal } => u8::try_from(128 + *signal).unwrap_or(code::INTERNAL),
+        OutcomeKind::Cancelled { .. } => code::CANCELLED,
+        OutcomeKind::TimedOut { .. } => code::TIMED_OUT,
+        OutcomeKind::QueueTimedOut { .. } => code::BUSY,
+        OutcomeKind::NotStarted { reason } if reason.ends_with("not found") => code::NOT_FOUND,
+        OutcomeKind::NotStarted { .. } => code::NOT_EXECUTABLE,
+        OutcomeKind::Lost { .. } => code::INTERNAL,
+    }
+}
+
+/// Output as JSON: as text when it is UTF-8, else as base64.
+fn output_json(stream: Stream, data: &[u8], offset: u64) -> Value {
+    let mut event = json!({"event": "output", "stream": stream, "offset": offset});
+    match std::str::from_utf8(data) {
+        Ok(text) => event["text"] = json!(text),
+        Err(_) => {
+            event["base64"] = json!(base64::engine::general_purpose::STANDARD.encode(data));
+        }
+    }
+    event
+}
