@@ -24,9 +24,9 @@ impl Supervision {
     /// Runs the script and ends its tree. Says how it ended, and when it started if it did.
     pub(super) fn run(&mut self, hold: &Hold) -> (Outcome, Option<Timestamp>) {
         match self.start(hold) {
-            Ok((tree, pipes)) => {
+            Ok((mut tree, pipes)) => {
                 let started_at = Timestamp::now();
-                (self.follow(&tree, pipes), Some(started_at))
+                (self.follow(&mut tree, pipes), Some(started_at))
             }
             Err(reason) => (OutcomeKind::NotStarted { reason }.into(), None),
         }
@@ -38,7 +38,7 @@ impl Supervision {
         Tree::start(&self.job)
     }
 
-    fn follow(&mut self, tree: &Tree, pipes: Pipes) -> Outcome {
+    fn follow(&mut self, tree: &mut Tree, pipes: Pipes) -> Outcome {
         let course = Course::start(Instant::now(), self.job.run_time_limit, self.job.grace);
         let mut outputs = Outputs::new(pipes);
         let followed = self.course(course, tree, &mut outputs);
@@ -54,7 +54,7 @@ impl Supervision {
     fn course(
         &mut self,
         mut course: Course,
-        tree: &Tree,
+        tree: &mut Tree,
         outputs: &mut Outputs,
     ) -> Result<OutcomeKind, SuperviseError> {
         self.report(&Report::Started { pid: tree.leader() })?;
@@ -79,7 +79,11 @@ impl Supervision {
     }
 
     /// Names what happened since the last time.
-    fn events(&mut self, tree: &Tree, outputs: &mut Outputs) -> Result<Vec<Event>, SuperviseError> {
+    fn events(
+        &mut self,
+        tree: &mut Tree,
+        outputs: &mut Outputs,
+    ) -> Result<Vec<Event>, SuperviseError> {
         let mut events = Vec::new();
         outputs.read(&mut self.journal);
         if Signals::take(&self.signals.child) {

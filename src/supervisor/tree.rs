@@ -35,6 +35,8 @@ const COMMAND_CHARS: usize = 256;
 #[derive(Debug)]
 pub(super) struct Tree {
     leader: Pid,
+    /// Whether the leader was reaped: from then on its id may be another process's.
+    leader_is_reaped: bool,
 }
 
 /// The reading ends of a script's outputs.
@@ -70,7 +72,7 @@ impl Tree {
         let child = command.spawn().map_err(reason)?;
         let leader = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let leader = leader.ok_or("the system gave no process id")?;
-        Ok((Self { leader }, Pipes { stdout, stderr }))
+        Ok((Self { leader, leader_is_reaped: false }, Pipes { stdout, stderr }))
     }
 
     /// The process that was started.
@@ -78,9 +80,13 @@ impl Tree {
         self.leader.as_raw_nonzero().get().cast_unsigned()
     }
 
-    /// Reaps the leader if it has ended.
-    pub(super) fn leader_end(&self) -> io::Result<Option<LeaderEnd>> {
+    /// Reaps the leader if it has ended; says so once.
+    pub(super) fn leader_end(&mut self) -> io::Result<Option<LeaderEnd>> {
+        if self.leader_is_reaped {
+            return Ok(None);
+        }
         let ended = rustix::process::waitpid(Some(self.leader), WaitOptions::NOHANG)?;
+        self.leader_is_reaped = ended.is_some();
         Ok(ended.and_then(|(_, status)| leader_end(status)))
     }
 
