@@ -1,0 +1,114 @@
+//! Promise: cancel works wherever a script stands, and nothing of its tree is left.
+
+mod support;
+
+use std::time::Duration;
+
+use baton::script::{OutcomeKind, Phase};
+use support::{World, cancel, exited, lines};
+
+#[tokio::test]
+async fn a_queued_script_leaves_the_line_and_the_others_keep_their_order() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let (gate, log) = (world.gate(), world.path("log"));
+    let holder = agent.script(gate.wait()).start().await;
+    holder.is_running().await;
+    let mut scripts = Vec::new();
+    for number in 0..4 {
+        scripts.push(agent.script(format!("echo {number} >> {}", log.display())).start().await);
+    }
+    // The first waits in the machine's line, the third in the agent's queue.
+    for place in [0, 2] {
+        scripts[place].is_waiting().await;
+        cancel(&scripts[place], "not needed").await;
+        let expected =
+            OutcomeKind::Cancelled { while_queued: true, reason: "not needed".to_owned() };
+        assert_eq!(scripts[place].outcome().await.kind, expected);
+    }
+    gate.open();
+    assert!(exited(&scripts[3].outcome().await, 0));
+    assert_eq!(lines(&log), ["1", "3"]);
+}
+
+#[tokio::test]
+async fn a_running_script_is_asked_first_and_its_own_cleanup_runs() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let text = "trap 'echo cleaned up; exit 0' TERM; echo ready; while :; do sleep 0.1; done";
+    let script = agent.script(text).start().await;
+    script.has_written(6).await;
+    cancel(&script, "enough").await;
+    let expected = OutcomeKind::Cancelled { while_queued: false, reason: "enough".to_owned() };
+    assert_eq!(script.outcome().await.kind, expected);
+    assert!(String::from_utf8_lossy(&script.output().await).contains("cleaned up"));
+    // Once more, when it is done: no error, and nothing changes.
+    cancel(&script, "late").await;
+    assert_eq!(script.outcome().await.kind, expected);
+}
+
+#[tokio::test]
+async fn what_ignores_the_question_is_forced_also_behind_setsid_and_double_forks() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let pids = world.path("pids");
+    let stubborn = format!("trap '' TERM; echo $$ >> {}; exec sleep 600", pids.display());
+    let text = format!(
+        "trap '' TERM; (setsid bash -c \"{stubborn}\" &) ; setsid bash -c \"{stubborn}\" & \
+         until [ $(wc -l < {}) = 2 ]; do sleep 0.05; done 2> /dev/null; echo ready; wait",
+        pids.display()
+    )
+    .replace("$$", "\\$\\$");
+    let script = agent.script(text).with(|spec| spec.grace = Some(Duration::from_millis(200)));
+    let script = script.start().await;
+    script.has_written(6).await;
+    cancel(&script, "").await;
+    let outcome = script.outcome().await;
+    assert!(matches!(outcome.kind, OutcomeKind::Cancelled { .. }), "{outcome:?}");
+    for pid in lines(&pids) {
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "{pid} lives");
+    }
+    // The mutex is free.
+    assert!(exited(&agent.script("true").outcome().await, 0));
+}
+
+#[tokio::test]
+async fn a_child_that_keeps_the_output_open_is_named_and_ended_and_delays_nobody() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let script = agent.script("sleep 600 & echo started").start().await;
+    let outcome = script.outcome().await;
+    assert!(exited(&outcome, 0));
+    assert_eq!(outcome.stragglers.len(), 1);
+    assert_eq!(outcome.stragglers[0].command, "sleep 600");
+    let pid = outcome.stragglers[0].pid;
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    let snapshot = script.is_done().await;
+    let ran = snapshot.ended_at.unwrap() - snapshot.started_at.unwrap();
+    assert!(Duration::try_from(ran).unwrap() < Duration::from_secs(30), "{ran}");
+}
+
+#[tokio::test]
+async fn a_signal_from_elsewhere_is_told_from_an_exit() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let outcome = agent.script("kill -9 $$").outcome().await;
+    assert_eq!(outcome.kind, OutcomeKind::Signalled { signal: 9 });
+}
+
+#[tokio::test]
+async fn a_script_that_runs_is_not_forgotten_and_one_that_is_done_is() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let gate = world.gate();
+    let script = agent.script(gate.wait()).start().await;
+    script.is_running().await;
+    let error = agent.client.forget(&script.id).await.unwrap_err();
+    assert_eq!(support::reason(&error), "SCRIPT_NOT_DONE");
+    gate.open();
+    assert!(matches!(script.is_done().await.phase, Phase::Done(_)));
+    agent.client.forget(&script.id).await.unwrap();
+    let error = agent.client.get(&script.id).await.unwrap_err();
+    assert_eq!(support::reason(&error), "SCRIPT_NOT_FOUND");
+    assert!(!agent.folder.join("state/scripts").join(script.id.as_str()).exists());
+}

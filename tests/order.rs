@@ -1,0 +1,165 @@
+//! Promise: strict order of arrival. Shared scripts run together, exclusive ones alone, nobody
+//! overtakes.
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use baton::script::Isolation;
+use support::{World, lines};
+
+/// The five-project example, by what the scripts themselves saw.
+#[tokio::test]
+async fn five_projects_run_in_their_order() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let (gates, log) = ([(); 5].map(|()| world.gate()), world.path("log"));
+    let text = |n: usize| {
+        let log = log.display();
+        // The word on its output says that the line is in the log.
+        let wait = gates[n - 1].wait();
+        format!("echo start P{n} >> {log}; echo on; {wait}; echo end P{n} >> {log}")
+    };
+    let p1 = agent.script(text(1)).shared().start().await;
+    let p2 = agent.script(text(2)).shared().start().await;
+    let p3 = agent.script(text(3)).start().await;
+    let p4 = agent.script(text(4)).shared().start().await;
+    let p5 = agent.script(text(5)).shared().start().await;
+
+    // P1 and P2 together; P3 says for whom it waits.
+    p1.has_written(3).await;
+    p2.has_written(3).await;
+    let wait =
+        p3.until("waiting for both", |s| s.waits.first().is_some_and(|w| w.holders.len() == 2));
+    let wait = wait.await.waits.remove(0);
+    assert_eq!(wait.position, 1);
+    let holders: BTreeSet<_> =
+        wait.holders.iter().map(|h| h.who.script_id.clone().unwrap()).collect();
+    assert_eq!(holders, BTreeSet::from([p1.id.to_string(), p2.id.to_string()]));
+    assert_eq!(p5.is_waiting().await.waits[0].position, 3);
+
+    // P3 alone, after both.
+    gates[0].open();
+    p1.is_done().await;
+    p3.until("waiting for P2 alone", |s| s.waits.first().is_some_and(|w| w.holders.len() == 1))
+        .await;
+    gates[1].open();
+    p3.has_written(3).await;
+    p4.until("waiting for P3", |s| {
+        let holder = s.waits.first().and_then(|w| w.holders.first());
+        holder.is_some_and(|h| h.who.script_id == Some(p3.id.to_string()))
+    })
+    .await;
+
+    // P4 and P5 together, after P3.
+    gates[2].open();
+    p4.has_written(3).await;
+    p5.has_written(3).await;
+    gates[3].open();
+    gates[4].open();
+    p4.is_done().await;
+    p5.is_done().await;
+
+    let log = lines(&log);
+    let at = |line: &str| log.iter().position(|l| l == line).unwrap();
+    assert!(at("start P2") < at("end P1"), "P1 and P2 together: {log:?}");
+    assert_eq!(&log[4..6], ["start P3", "end P3"], "P3 alone: {log:?}");
+    assert!(at("start P5").max(at("start P4")) < at("end P4").min(at("end P5")), "{log:?}");
+}
+
+/// Fifty scripts that arrive at random, behind one that holds the machine until all have arrived.
+#[tokio::test]
+async fn fifty_scripts_at_random_neither_overlap_nor_overtake() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let (gate, log) = (world.gate(), world.path("log"));
+    let first = agent.script(gate.wait()).start().await;
+    first.is_running().await;
+
+    let mut scripts = Vec::new();
+    let mut random = 0x2545_F491_4F6C_DD1D_u64 ^ u64::from(std::process::id());
+    for number in 0..50 {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let kind = ['x', 's', 's', '2'][usize::try_from(random % 4).unwrap()];
+        let text =
+            format!("echo + {number} >> {log}; echo - {number} >> {log}", log = log.display());
+        let draft = agent.script(text).id(&format!("s{number}"));
+        let draft = match kind {
+            'x' => draft,
+            's' => draft.shared(),
+            _ => draft.at_most(2),
+        };
+        scripts.push((kind, draft.start().await));
+    }
+    gate.open();
+    for (_, script) in &scripts {
+        script.is_done().await;
+    }
+
+    // What the scripts wrote, in the order in which they wrote it.
+    let kind = |number: usize| scripts[number].0;
+    let mut running: BTreeSet<usize> = BTreeSet::new();
+    let mut started: BTreeSet<usize> = BTreeSet::new();
+    for line in lines(&log) {
+        let (sign, number) = line.split_once(' ').unwrap();
+        let number: usize = number.parse().unwrap();
+        if sign == "-" {
+            assert!(running.remove(&number));
+            continue;
+        }
+        running.insert(number);
+        started.insert(number);
+        let limits = running.iter().map(|n| match kind(*n) {
+            'x' => 1,
+            's' => usize::MAX,
+            _ => 2,
+        });
+        assert!(
+            running.len() <= limits.min().unwrap(),
+            "{running:?} run together, {kind:?}",
+            kind = running.iter().map(|n| kind(*n)).collect::<String>()
+        );
+        if kind(number) == 'x' {
+            assert!((0..number).all(|n| started.contains(&n)), "{number} overtook somebody");
+            assert!(started.iter().all(|n| *n <= number), "somebody overtook {number}");
+        }
+    }
+    assert_eq!(started.len(), 50);
+}
+
+/// A long line of exclusive and shared scripts: as long as the first holds, nobody goes, and then all
+/// do, in order.
+#[tokio::test]
+async fn long_waits_change_nothing() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let (gate, log) = (world.gate(), world.path("log"));
+    let holder = agent.script(gate.wait()).start().await;
+    holder.is_running().await;
+    let mut queued = Vec::new();
+    for number in 0..6 {
+        let text = format!("echo {number} >> {}", log.display());
+        // Exclusive ones only at the even places, so the order in the log is the order of pairs.
+        let draft = agent.script(text);
+        let draft = if number % 2 == 0 { draft } else { draft.shared() };
+        queued.push(draft.start().await);
+    }
+    // Someone who keeps asking changes nothing about the order: positions stay as they are.
+    for _ in 0..200 {
+        for (place, script) in queued.iter().enumerate() {
+            let position = script.client.get(&script.id).await.unwrap().waits[0].position;
+            assert_eq!(usize::try_from(position).unwrap(), place + 1);
+        }
+    }
+    assert!(lines(&log).is_empty());
+    gate.open();
+    for script in &queued {
+        script.is_done().await;
+    }
+    assert_eq!(lines(&log), ["0", "1", "2", "3", "4", "5"]);
+    assert_eq!(queued.len(), 6);
+    let isolation = queued[1].client.get(&queued[1].id).await.unwrap().isolation;
+    assert_eq!(isolation, Isolation::Shared { at_most: None });
+}
