@@ -34,13 +34,16 @@ pub enum NameError {
     /// It starts with a dot, so it would be hidden, or would be `.` or `..`.
     #[error("starts with a dot")]
     LeadingDot,
+    /// It starts with a dash, so a command line would take it for an option.
+    #[error("starts with a dash")]
+    LeadingDash,
 }
 
 /// Checks a name that becomes one component of a path.
 ///
 /// # Errors
-/// When it is empty, longer than `limit` bytes, starts with a dot, or has a character other than
-/// `A-Z a-z 0-9 . _ -`.
+/// When it is empty, longer than `limit` bytes, starts with a dot or a dash, or has a character other
+/// than `A-Z a-z 0-9 . _ -`.
 pub fn check_name(name: &str, limit: usize) -> Result<(), NameError> {
     const ALLOWED: &str = "A-Z a-z 0-9 . _ -";
     if name.is_empty() {
@@ -54,6 +57,9 @@ pub fn check_name(name: &str, limit: usize) -> Result<(), NameError> {
     }
     if name.starts_with('.') {
         return Err(NameError::LeadingDot);
+    }
+    if name.starts_with('-') {
+        return Err(NameError::LeadingDash);
     }
     Ok(())
 }

@@ -120,7 +120,7 @@ pub enum Problem {
     #[error("is zero; leave it out for no limit")]
     ZeroTime,
     /// A time is negative or too long.
-    #[error("is out of range: at most {}", humantime::format_duration(*.0))]
+    #[error("is out of range: at most {} days", .0.as_secs() / (24 * 60 * 60))]
     TimeRange(Duration),
     /// A path must be absolute.
     #[error("is not an absolute path")]

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::script::{NameError, check_name, check_text};
 
-/// The name of a mutex: 1 to 250 of the characters `A-Z a-z 0-9 . _ -`, not starting with a dot.
+/// The name of a mutex: 1 to 250 of the characters `A-Z a-z 0-9 . _ -`, not starting with a dot or a
+/// dash.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct MutexName(String);
