@@ -82,6 +82,24 @@ impl ConnectError {
             | Self::Identity(_) => false,
         }
     }
+
+    /// The same refusal once more, out of an error that gRPC has wrapped; `None` when it is passing.
+    pub(super) fn lasting(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            match error.downcast_ref::<Self>() {
+                Some(Self::NotAllowed(path)) => return Some(Self::NotAllowed(path.clone())),
+                Some(Self::NotTrusted { address, own }) => {
+                    return Some(Self::NotTrusted { address: address.clone(), own: *own });
+                }
+                Some(Self::WrongAgent { address, source }) => {
+                    return Some(Self::WrongAgent { address: address.clone(), source: *source });
+                }
+                _ => cause = error.source(),
+            }
+        }
+        None
+    }
 }
 
 /// Connects to this machine's agent. A connection that breaks is made anew by the next call.
@@ -155,7 +173,8 @@ where
         .http2_keep_alive_interval(KEEP_ALIVE.0)
         .keep_alive_timeout(KEEP_ALIVE.1)
         .keep_alive_while_idle(true);
-    Ok(endpoint.connect_with_connector(connector).await?)
+    // Boxed: its state holds the whole of HTTP/2.
+    Ok(Box::pin(endpoint.connect_with_connector(connector)).await?)
 }
 
 async fn dial_unix(path: &Path) -> Result<UnixStream, ConnectError> {
@@ -176,7 +195,9 @@ async fn dial_tcp(
     tls: &TlsConnector,
     own: Fingerprint,
 ) -> Result<Dialled, ConnectError> {
-    let dialled = tokio::time::timeout(CONNECT_LIMIT, dial_now(address, tls, own)).await;
+    // Boxed: a handshake's state is large.
+    let dialling = Box::pin(dial_now(address, tls, own));
+    let dialled = tokio::time::timeout(CONNECT_LIMIT, dialling).await;
     dialled.unwrap_or_else(|_| Err(ConnectError::TimedOut(address.to_owned())))
 }
 

@@ -47,6 +47,10 @@ pub enum ClientError {
 
 impl From<Status> for ClientError {
     fn from(status: Status) -> Self {
+        // A connection that was made anew for this call, and refused.
+        if let Some(error) = ConnectError::lasting(&status) {
+            return Self::Connect(error);
+        }
         let message = status.message().to_owned();
         match status.get_details_error_info() {
             Some(info) => Self::Refused { reason: info.reason, code: status.code(), message },
