@@ -31,7 +31,8 @@ impl Identity {
     /// # Errors
     /// When a file can't be read or written, or holds something else.
     pub fn load_or_create(folder: &Path, stem: &str) -> Result<Self, TrustError> {
-        if !key_path(folder, stem).exists() || !certificate_path(folder, stem).exists() {
+        // A key without its certificate is damage: another identity in its place would go unnoticed.
+        if !key_path(folder, stem).exists() {
             Self::create(folder, stem)?;
         }
         Self::load(folder, stem)
@@ -58,22 +59,24 @@ impl Identity {
         })
     }
 
-    /// Makes both files. Whoever links the key first decides; the certificate is that key's.
+    /// Makes both files, unless somebody else just did.
     fn create(folder: &Path, stem: &str) -> Result<(), TrustError> {
         durable::create_dir_all(folder, 0o755).map_err(failed(folder))?;
         let lock_path = folder.join(format!(".{stem}.lock"));
         let lock = std::fs::File::create(&lock_path).map_err(failed(&lock_path))?;
         lock_file(&lock).map_err(failed(&lock_path))?;
         let (certificate_path, key_path) = (certificate_path(folder, stem), key_path(folder, stem));
-        if key_path.exists() && certificate_path.exists() {
+        if key_path.exists() {
             return Ok(());
         }
-        let made = rcgen::generate_simple_self_signed([CERTIFICATE_NAME.to_owned()])?;
+        let key_pair = rcgen::KeyPair::generate()?;
+        let mut parameters = rcgen::CertificateParams::new([CERTIFICATE_NAME.to_owned()])?;
+        parameters.distinguished_name.push(rcgen::DnType::CommonName, CERTIFICATE_NAME);
+        let certificate = parameters.self_signed(&key_pair)?.pem();
         // The key last: while it is missing, the identity is.
-        let certificate = made.cert.pem();
         durable::replace_file(&certificate_path, certificate.as_bytes(), 0o644)
             .map_err(failed(&certificate_path))?;
-        let key = made.signing_key.serialize_pem();
+        let key = key_pair.serialize_pem();
         durable::replace_file(&key_path, key.as_bytes(), 0o600).map_err(failed(&key_path))
     }
 
@@ -133,6 +136,15 @@ mod tests {
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         assert!(all.iter().all(|fingerprint| *fingerprint == all[0]));
+    }
+
+    #[test]
+    fn a_key_without_its_certificate_is_damage_and_no_new_identity() {
+        let root = tempfile::tempdir().unwrap();
+        Identity::load_or_create(root.path(), "agent").unwrap();
+        std::fs::remove_file(root.path().join("agent.crt")).unwrap();
+        let error = Identity::load_or_create(root.path(), "agent").unwrap_err();
+        assert!(error.to_string().contains("agent.crt"), "{error}");
     }
 
     #[test]
