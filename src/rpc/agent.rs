@@ -21,6 +21,8 @@ pub(super) struct Service {
     stop: CancellationToken,
 }
 
+type Events = Pin<Box<dyn Stream<Item = Result<v1::AgentWatchResponse, Status>> + Send>>;
+
 /// What a stream of counts knows.
 struct Counting {
     changes: watch::Receiver<()>,
@@ -30,6 +32,25 @@ struct Counting {
 impl Service {
     pub(super) fn new(agent: Agent, name: String, stop: CancellationToken) -> Self {
         Self { agent, name, stop }
+    }
+
+    /// The counts as a stream of messages. Ends with the agent.
+    fn counts(&self, counting: Counting) -> Events {
+        let (agent, stop) = (self.agent.clone(), self.stop.clone());
+        let next = move |counting: Option<Counting>| {
+            let (agent, stop) = (agent.clone(), stop.clone());
+            async move {
+                let mut counting = counting?;
+                match stop.run_until_cancelled(counting.next(&agent)).await {
+                    Some(counts) => {
+                        let status = Some(counts.into());
+                        Some((Ok(v1::AgentWatchResponse { status }), Some(counting)))
+                    }
+                    None => Some((Err(status::stopping()), None)),
+                }
+            }
+        };
+        Box::pin(unfold(Some(counting), next))
     }
 
     fn limits(&self) -> v1::Limits {
@@ -71,28 +92,14 @@ impl v1::agent_server::Agent for Service {
         }))
     }
 
-    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::AgentWatchResponse, Status>> + Send>>;
+    type WatchStream = Events;
 
     async fn watch(
         &self,
         _: Request<v1::AgentWatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let (agent, stop) = (self.agent.clone(), self.stop.clone());
-        let next = move |counting: Option<Counting>| {
-            let (agent, stop) = (agent.clone(), stop.clone());
-            async move {
-                let mut counting = counting?;
-                match stop.run_until_cancelled(counting.next(&agent)).await {
-                    Some(counts) => {
-                        let status = Some(counts.into());
-                        Some((Ok(v1::AgentWatchResponse { status }), Some(counting)))
-                    }
-                    None => Some((Err(status::stopping()), None)),
-                }
-            }
-        };
         let counting = Counting { changes: self.agent.changes(), told: None };
-        Ok(Response::new(Box::pin(unfold(Some(counting), next))))
+        Ok(Response::new(self.counts(counting)))
     }
 }
 
