@@ -128,6 +128,12 @@ pub fn spawn(command: &mut Command) -> Child {
     command.spawn().unwrap()
 }
 
+/// Writes a file of a test.
+#[expect(clippy::disallowed_methods, reason = "a test's file need not survive a crash")]
+pub fn write(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+}
+
 /// Sends a signal to a process of a test.
 pub fn signal(child: &Child, signal: Signal) {
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
