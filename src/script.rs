@@ -315,6 +315,8 @@ pub enum OutcomeKind {
     },
     /// It could not be started.
     NotStarted {
+        /// Why, for programs.
+        cause: StartProblem,
         /// Why, for people.
         reason: String,
     },
@@ -323,6 +325,18 @@ pub enum OutcomeKind {
         /// Why, for people.
         reason: String,
     },
+}
+
+/// Why a script could not be started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartProblem {
+    /// Its program, interpreter or working directory is not there.
+    NotFound,
+    /// Its program or interpreter is there and can't be executed.
+    NotExecutable,
+    /// Something of baton's failed: the mutex folder or the workspace, say.
+    Agent,
 }
 
 impl fmt::Display for OutcomeKind {
@@ -342,7 +356,7 @@ impl fmt::Display for OutcomeKind {
                 "not run: it waited longer than its limit of {}",
                 humantime::format_duration(*limit)
             ),
-            Self::NotStarted { reason } => write!(f, "not started: {reason}"),
+            Self::NotStarted { reason, .. } => write!(f, "not started: {reason}"),
             Self::Lost { reason } => write!(f, "lost: {reason}"),
         }
     }

@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use baton::client::connect;
-use baton::script::OutcomeKind;
+use baton::script::{OutcomeKind, StartProblem};
 use baton::wire::v1;
 use support::{TestAgent, World, exited, finish, reason, soon};
 use tonic::{Code, Status};
@@ -142,7 +142,10 @@ async fn an_interpreter_that_is_not_there_is_an_outcome_and_no_exit_code() {
             baton::spec::What::Body { text: "true".into(), interpreter: "no-such".to_owned() };
     };
     let outcome = agent.script("").with(unknown).outcome().await;
-    let expected = OutcomeKind::NotStarted { reason: "`no-such` not found".to_owned() };
+    let expected = OutcomeKind::NotStarted {
+        cause: StartProblem::NotFound,
+        reason: "`no-such` not found".to_owned(),
+    };
     assert_eq!(outcome.kind, expected);
     // The command says the same, with the shell's exit status for it.
     let run = ["run", "--interpreter", "no-such", "-c", "true"];

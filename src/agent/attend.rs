@@ -9,7 +9,7 @@ use super::supervisor::Supervisor;
 use super::{Agent, AgentError};
 use crate::filewatch::FileWatch;
 use crate::journal::EventScanner;
-use crate::script::{Event, OutcomeKind, Phase, ScriptId};
+use crate::script::{Event, OutcomeKind, Phase, ScriptId, StartProblem};
 use crate::spec::Spec;
 use crate::store::ScriptUpdate;
 use crate::supervisor::job::{Ending, Report};
@@ -166,6 +166,7 @@ impl Agent {
             (None, Some(reason)) => OutcomeKind::Cancelled { while_queued: true, reason },
             (None, None) if self.requeue(id)? => return Ok(()),
             (None, None) => OutcomeKind::NotStarted {
+                cause: StartProblem::Agent,
                 reason: format!("its supervisor ended {MAX_FALSE_STARTS} times before the start"),
             },
         };

@@ -9,7 +9,7 @@ use tracing::{Instrument as _, error, info_span};
 
 use super::supervisor::Supervisor;
 use super::{Agent, AgentError};
-use crate::script::{Isolation, OutcomeKind};
+use crate::script::{Isolation, OutcomeKind, StartProblem};
 use crate::spec::{Spec, What};
 use crate::supervisor::job::Job;
 use crate::workspace::Workspace;
@@ -50,7 +50,7 @@ impl Agent {
             Err(error) => {
                 error!(%error, "can't be launched");
                 let reason = crate::agent::chain(&error);
-                let outcome = OutcomeKind::NotStarted { reason }.into();
+                let outcome = OutcomeKind::NotStarted { cause: StartProblem::Agent, reason }.into();
                 if let Err(error) = self.finish(id, outcome, None, Timestamp::now()).await {
                     error!(%error, "the end is not recorded");
                 }

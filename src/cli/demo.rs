@@ -32,6 +32,9 @@ const WIDTH: usize = 60;
 /// Five scripts are started in this order: P1 and P2 bypass the machine mutex, P3 does not, P4 and
 /// P5 bypass it. P1 and P2 run together, P3 alone after both, P4 and P5 together after P3.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  baton demo
+  baton demo --pace 300ms      faster")]
 pub(super) struct DemoArgs {
     /// How long each second of the demo takes
     #[arg(long, value_name = "TIME", default_value = "1s", value_parser = super::time_limit)]

@@ -27,6 +27,7 @@ could not be started, 70 when the mutex folder can't be used.";
 
 /// Protect commands with named mutexes that all processes of the machine share
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct MutexArgs {
     #[command(subcommand)]
     command: MutexCommand,

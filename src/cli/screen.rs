@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::failure::{Failure, code, complain};
 use super::show;
 use crate::client::Heard;
-use crate::script::{Outcome, OutcomeKind, Phase, Stream};
+use crate::script::{Outcome, OutcomeKind, Phase, StartProblem, Stream};
 use crate::snapshot::Snapshot;
 
 /// How often the spinner turns.
@@ -147,8 +147,11 @@ pub(super) fn exit_code(outcome: &OutcomeKind) -> u8 {
         OutcomeKind::Cancelled { .. } => code::CANCELLED,
         OutcomeKind::TimedOut { .. } => code::TIMED_OUT,
         OutcomeKind::QueueTimedOut { .. } => code::BUSY,
-        OutcomeKind::NotStarted { reason } if reason.ends_with("not found") => code::NOT_FOUND,
-        OutcomeKind::NotStarted { .. } => code::NOT_EXECUTABLE,
+        OutcomeKind::NotStarted { cause, .. } => match cause {
+            StartProblem::NotFound => code::NOT_FOUND,
+            StartProblem::NotExecutable => code::NOT_EXECUTABLE,
+            StartProblem::Agent => code::INTERNAL,
+        },
         OutcomeKind::Lost { .. } => code::INTERNAL,
     }
 }

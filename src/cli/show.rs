@@ -52,7 +52,9 @@ fn outcome_json(outcome: &Outcome) -> Value {
         OutcomeKind::QueueTimedOut { limit } => {
             json!({"kind": "queue_timed_out", "limit_seconds": limit.as_secs_f64()})
         }
-        OutcomeKind::NotStarted { reason } => json!({"kind": "not_started", "reason": reason}),
+        OutcomeKind::NotStarted { cause, reason } => {
+            json!({"kind": "not_started", "cause": cause, "reason": reason})
+        }
         OutcomeKind::Lost { reason } => json!({"kind": "lost", "reason": reason}),
     };
     if !outcome.stragglers.is_empty() {

@@ -14,6 +14,10 @@ use crate::trust::Fingerprint;
 
 /// Name the machines that this client knows
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  baton target add web-1 10.0.0.7:10950 --fingerprint 5f3c…
+  baton run --target web-1 deploy.sh
+  baton target remove web-1")]
 pub(super) struct TargetArgs {
     #[command(subcommand)]
     command: TargetCommand,
@@ -22,8 +26,6 @@ pub(super) struct TargetArgs {
 #[derive(Debug, Subcommand)]
 enum TargetCommand {
     /// Add a machine
-    ///
-    /// For example: baton target add web-1 10.0.0.7:10950 --fingerprint 5f3c…
     Add {
         /// The name for it
         name: String,

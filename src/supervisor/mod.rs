@@ -30,7 +30,7 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 
 use crate::journal::{self, Writer};
 use crate::mutex::{MutexError, os};
-use crate::script::{Outcome, OutcomeKind};
+use crate::script::{Outcome, OutcomeKind, StartProblem};
 use crate::workspace::{Workspace, WorkspaceError};
 use job::{Assignment, Cancel, Ending, Job, Report};
 
@@ -166,7 +166,8 @@ impl Supervision {
             Ok(wait::Waited::Over(kind)) => return self.record(kind.into(), None),
             Err(error) => {
                 let reason = chain(&error);
-                return self.record(OutcomeKind::NotStarted { reason }.into(), None);
+                let kind = OutcomeKind::NotStarted { cause: StartProblem::Agent, reason };
+                return self.record(kind.into(), None);
             }
         };
         let (outcome, started_at) = self.run(&hold);

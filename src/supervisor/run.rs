@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::course::{Course, Event, Step};
 use super::job::Report;
-use super::tree::{self, Pipes, Tree};
+use super::tree::{self, Pipes, StartError, Tree};
 use super::{Signals, SuperviseError, Supervision, chain};
 use crate::journal::Writer;
 use crate::mutex::Hold;
@@ -28,13 +28,14 @@ impl Supervision {
                 let started_at = Timestamp::now();
                 (self.follow(&mut tree, pipes), Some(started_at))
             }
-            Err(reason) => (OutcomeKind::NotStarted { reason }.into(), None),
+            Err(error) => (OutcomeKind::from(error).into(), None),
         }
     }
 
-    fn start(&mut self, hold: &Hold) -> Result<(Tree, Pipes), String> {
-        hold.make_inheritable().map_err(|e| chain(&e))?;
-        self.report(&Report::Starting).map_err(|e| chain(&e))?;
+    fn start(&mut self, hold: &Hold) -> Result<(Tree, Pipes), StartError> {
+        let failed = |error: &dyn std::error::Error| StartError::Agent(chain(error));
+        hold.make_inheritable().map_err(|e| failed(&e))?;
+        self.report(&Report::Starting).map_err(|e| failed(&e))?;
         Tree::start(&self.job)
     }
 

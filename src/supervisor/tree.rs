@@ -21,7 +21,7 @@ use rustix::process::{
 
 use super::course::LeaderEnd;
 use super::job::Job;
-use crate::script::{Straggler, shorten};
+use crate::script::{OutcomeKind, StartProblem, Straggler, shorten};
 
 /// How much a pipe takes before the script waits for its reader: the most that an ordinary user may
 /// ask for.
@@ -30,6 +30,46 @@ const PIPE_BYTES: usize = 1024 * 1024;
 const MAX_NAMED_STRAGGLERS: usize = 16;
 /// How much of a straggler's command line is kept.
 const COMMAND_CHARS: usize = 256;
+
+/// Why a script could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    /// There is no such program in the script's PATH, or at its path.
+    #[error("`{0}` not found")]
+    ProgramNotFound(String),
+    /// There is no such folder.
+    #[error("working directory {} not found", .0.display())]
+    DirectoryNotFound(PathBuf),
+    /// It is there, but no program for this user.
+    #[error("`{0}` is not executable")]
+    NotExecutable(String),
+    /// The system refused to execute it.
+    #[error("`{program}` could not be started: {error}")]
+    Refused {
+        /// The program.
+        program: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// Something of baton's failed before.
+    #[error("{0}")]
+    Agent(String),
+}
+
+impl From<StartError> for OutcomeKind {
+    fn from(error: StartError) -> Self {
+        let cause = match &error {
+            StartError::ProgramNotFound(_) | StartError::DirectoryNotFound(_) => {
+                StartProblem::NotFound
+            }
+            StartError::NotExecutable(_) | StartError::Refused { .. } => {
+                StartProblem::NotExecutable
+            }
+            StartError::Agent(_) => StartProblem::Agent,
+        };
+        Self::NotStarted { cause, reason: error.to_string() }
+    }
+}
 
 /// A started script.
 #[derive(Debug)]
@@ -46,16 +86,17 @@ pub(super) struct Pipes {
 }
 
 impl Tree {
-    /// Starts the script. An error is the reason in words, for the outcome.
-    pub(super) fn start(job: &Job) -> Result<(Self, Pipes), String> {
-        let (name, arguments) = job.command.split_first().ok_or("nothing to run")?;
+    /// Starts the script.
+    pub(super) fn start(job: &Job) -> Result<(Self, Pipes), StartError> {
+        let agent = |text: &str| StartError::Agent(text.to_owned());
+        let (name, arguments) = job.command.split_first().ok_or_else(|| agent("nothing to run"))?;
         if !job.directory.is_dir() {
-            return Err(format!("working directory {} not found", job.directory.display()));
+            return Err(StartError::DirectoryNotFound(job.directory.clone()));
         }
         let program = find_program(name, job.environment.get("PATH"))?;
-        let reason = |e: io::Error| format!("`{name}` could not be started: {e}");
-        let (stdout, stdout_writer) = pipe().map_err(reason)?;
-        let (stderr, stderr_writer) = pipe().map_err(reason)?;
+        let no_pipe = |e: io::Error| StartError::Agent(format!("no pipe for its output: {e}"));
+        let (stdout, stdout_writer) = pipe().map_err(no_pipe)?;
+        let (stderr, stderr_writer) = pipe().map_err(no_pipe)?;
         let mut command = Command::new(program);
         command
             .arg0(name)
@@ -69,9 +110,11 @@ impl Tree {
             // A group of its own, by posix_spawn: pre_exec would fork.
             .process_group(0);
         #[expect(clippy::disallowed_methods, reason = "this is the home of scripts")]
-        let child = command.spawn().map_err(reason)?;
+        let child = command
+            .spawn()
+            .map_err(|error| StartError::Refused { program: name.clone(), error })?;
         let leader = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        let leader = leader.ok_or("the system gave no process id")?;
+        let leader = leader.ok_or_else(|| agent("the system gave no process id"))?;
         Ok((Self { leader, leader_is_reaped: false }, Pipes { stdout, stderr }))
     }
 
@@ -161,8 +204,8 @@ fn pipe() -> io::Result<(PipeReader, io::PipeWriter)> {
     Ok((reader, writer))
 }
 
-/// Finds a program in the script's own PATH. An error is the reason in words.
-fn find_program(name: &str, path: Option<&String>) -> Result<PathBuf, String> {
+/// Finds a program in the script's own PATH.
+fn find_program(name: &str, path: Option<&String>) -> Result<PathBuf, StartError> {
     let candidates: Vec<PathBuf> = if name.contains('/') {
         vec![PathBuf::from(name)]
     } else {
@@ -172,8 +215,8 @@ fn find_program(name: &str, path: Option<&String>) -> Result<PathBuf, String> {
     let found: Vec<PathBuf> = candidates.into_iter().filter(|path| path.is_file()).collect();
     match found.iter().find(|path| is_executable(path)) {
         Some(program) => Ok(program.clone()),
-        None if found.is_empty() => Err(format!("`{name}` not found")),
-        None => Err(format!("`{name}` is not executable")),
+        None if found.is_empty() => Err(StartError::ProgramNotFound(name.to_owned())),
+        None => Err(StartError::NotExecutable(name.to_owned())),
     }
 }
 

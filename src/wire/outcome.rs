@@ -1,7 +1,7 @@
 //! Outcomes: `Outcome` and [`Outcome`].
 
 use super::{WireError, from_duration, to_duration, v1};
-use crate::script::{Outcome, OutcomeKind, Straggler, Stream};
+use crate::script::{Outcome, OutcomeKind, StartProblem, Straggler, Stream};
 
 impl From<Outcome> for v1::Outcome {
     fn from(Outcome { kind, stragglers, output_dropped_bytes }: Outcome) -> Self {
@@ -18,7 +18,10 @@ impl From<Outcome> for v1::Outcome {
             OutcomeKind::QueueTimedOut { limit } => {
                 Kind::QueueTimedOut(v1::QueueTimedOut { limit: Some(to_duration(limit)) })
             }
-            OutcomeKind::NotStarted { reason } => Kind::NotStarted(v1::NotStarted { reason }),
+            OutcomeKind::NotStarted { cause, reason } => {
+                let cause = v1::NotStartedCause::from(cause).into();
+                Kind::NotStarted(v1::NotStarted { reason, cause })
+            }
             OutcomeKind::Lost { reason } => Kind::Lost(v1::Lost { reason }),
         };
         let straggler = |Straggler { pid, command }| v1::Straggler { pid, command };
@@ -45,12 +48,38 @@ impl TryFrom<v1::Outcome> for Outcome {
             Kind::QueueTimedOut(message) => {
                 OutcomeKind::QueueTimedOut { limit: limit(message.limit)? }
             }
-            Kind::NotStarted(v1::NotStarted { reason }) => OutcomeKind::NotStarted { reason },
+            Kind::NotStarted(message) => OutcomeKind::NotStarted {
+                cause: message.cause().try_into()?,
+                reason: message.reason,
+            },
             Kind::Lost(v1::Lost { reason }) => OutcomeKind::Lost { reason },
         };
         let straggler = |v1::Straggler { pid, command }| Straggler { pid, command };
         let stragglers = message.stragglers.into_iter().map(straggler).collect();
         Ok(Self { kind, stragglers, output_dropped_bytes: message.output_dropped_bytes })
+    }
+}
+
+impl From<StartProblem> for v1::NotStartedCause {
+    fn from(cause: StartProblem) -> Self {
+        match cause {
+            StartProblem::NotFound => Self::NotFound,
+            StartProblem::NotExecutable => Self::NotExecutable,
+            StartProblem::Agent => Self::Agent,
+        }
+    }
+}
+
+impl TryFrom<v1::NotStartedCause> for StartProblem {
+    type Error = WireError;
+
+    fn try_from(cause: v1::NotStartedCause) -> Result<Self, WireError> {
+        match cause {
+            v1::NotStartedCause::NotFound => Ok(Self::NotFound),
+            v1::NotStartedCause::NotExecutable => Ok(Self::NotExecutable),
+            v1::NotStartedCause::Agent => Ok(Self::Agent),
+            v1::NotStartedCause::Unspecified => Err(WireError::Field("outcome.cause")),
+        }
     }
 }
 
@@ -91,7 +120,9 @@ mod tests {
             OutcomeKind::Cancelled { while_queued: true, reason: reason() },
             OutcomeKind::TimedOut { limit },
             OutcomeKind::QueueTimedOut { limit },
-            OutcomeKind::NotStarted { reason: reason() },
+            OutcomeKind::NotStarted { cause: StartProblem::NotFound, reason: reason() },
+            OutcomeKind::NotStarted { cause: StartProblem::NotExecutable, reason: reason() },
+            OutcomeKind::NotStarted { cause: StartProblem::Agent, reason: reason() },
             OutcomeKind::Lost { reason: reason() },
         ] {
             let straggler = Straggler { pid: 7, command: "sleep 1".to_owned() };
