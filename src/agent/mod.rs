@@ -14,6 +14,7 @@
 mod attend;
 mod follow;
 mod launch;
+mod lock;
 pub mod queue;
 mod recover;
 mod scripts;
@@ -30,7 +31,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::filewatch::FileWatcher;
-use crate::mutex::os;
 use crate::script::{IllegalTransition, ScriptId};
 use crate::store::{Store, StoreError};
 use crate::wire::WireError;
@@ -175,7 +175,7 @@ impl Agent {
         };
         let scripts = settings.state.join("scripts");
         crate::durable::create_dir_all(&scripts, 0o700).map_err(failed(&scripts))?;
-        let lock = lock_state(&settings.state)?;
+        let lock = lock::lock_state(&settings.state).await?;
         link_program(&settings).map_err(failed(&settings.program))?;
         let store = Store::open(&settings.state.join("agent.db"))?;
         let queue = Queue::new(settings.queue_length, store.max_seq().await?);
@@ -280,25 +280,6 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-fn lock_state(state: &std::path::Path) -> Result<std::fs::File, AgentError> {
-    use std::io::{Read as _, Seek as _, Write as _};
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let path = state.join("agent.lock");
-    let failed = |source| AgentError::State { path: path.clone(), source };
-    let mut options = std::fs::OpenOptions::new();
-    let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let mut lock = options.open(&path).map_err(failed)?;
-    if os::try_lock_exclusive(&lock).map_err(failed)? {
-        lock.set_len(0).map_err(failed)?;
-        lock.rewind().map_err(failed)?;
-        lock.write_all(std::process::id().to_string().as_bytes()).map_err(failed)?;
-        return Ok(lock);
-    }
-    let mut pid = String::new();
-    lock.read_to_string(&mut pid).map_err(failed)?;
-    Err(AgentError::StateInUse { state: state.to_owned(), pid })
 }
 
 /// Makes `<state>/bin/baton`, so that scripts find the program on their PATH and nothing else.
