@@ -6,7 +6,7 @@
 //!   script          the body (script.ps1 for PowerShell, which insists on the ending)
 //!   work/           BATON_WORKSPACE: the script's own folder, and where it starts
 //!     files/        the small files of the request
-//!   supervisor      locked by the supervisor as long as it lives; its process id
+//!   supervisor      locked by the supervisor as long as it lives; its process id, for people
 //!   cancel.json     why the script is to stop; written before the supervisor is told
 //!   output.journal  the output
 //!   outcome.json    how it ended: written once, durable
@@ -167,15 +167,17 @@ impl Workspace {
             .map_err(|source| WorkspaceError::Damaged { path: path.to_owned(), source })
     }
 
-    /// Writes the job. Not durable: after a power failure there is no supervisor to read it.
+    /// Writes the job, whole or not at all. Not durable: after a power failure there is no supervisor
+    /// to read it.
     ///
     /// # Errors
     /// When it can't be written.
     pub fn write_job<T: Serialize>(&self, job: &T) -> Result<(), WorkspaceError> {
-        let path = self.job();
+        let (path, new) = (self.job(), self.path.join("job.json.new"));
         let text = serde_json::to_vec(job)
             .map_err(|source| WorkspaceError::Damaged { path: path.clone(), source })?;
-        self.check(&path, write_new(&path, &text, 0o600))
+        let written = write_new(&new, &text, 0o600).and_then(|()| std::fs::rename(&new, &path));
+        self.check(&path, written)
     }
 
     /// Takes the job away, so that a supervisor that comes late finds nothing to do.

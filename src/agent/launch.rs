@@ -60,7 +60,10 @@ impl Agent {
 
     async fn assign(&self, spec: &Arc<Spec>) -> Result<Supervisor, AgentError> {
         let workspace = self.workspace(&spec.script_id);
-        let job = self.job(spec, &workspace);
+        let no_supervisor =
+            |source| AgentError::State { path: self.inner.settings.program.clone(), source };
+        let ready = self.inner.supervisors.ready().map_err(no_supervisor)?;
+        let job = self.job(spec, &workspace, ready.pid());
         let token = job.token.clone();
         let path = workspace.path().to_owned();
         let made = {
@@ -71,14 +74,11 @@ impl Agent {
             })
         };
         made.await??;
-        let assigned = self.inner.supervisors.assign(&spec.script_id, path, token).await;
-        assigned.map_err(|source| AgentError::State {
-            path: self.inner.settings.program.clone(),
-            source,
-        })
+        let assigned = self.inner.supervisors.assign(&spec.script_id, ready, path, token).await;
+        assigned.map_err(no_supervisor)
     }
 
-    fn job(&self, spec: &Spec, workspace: &Workspace) -> Job {
+    fn job(&self, spec: &Spec, workspace: &Workspace, supervisor: u32) -> Job {
         let settings = &self.inner.settings;
         let mut command = match &spec.what {
             What::Program(program) => vec![program.clone()],
@@ -95,6 +95,7 @@ impl Agent {
         Job {
             script_id: spec.script_id.clone(),
             token: uuid::Uuid::now_v7().to_string(),
+            supervisor,
             command,
             environment: self.environment(spec, workspace),
             directory: spec.working_directory.clone().unwrap_or_else(|| workspace.work()),

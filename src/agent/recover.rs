@@ -11,15 +11,17 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use tracing::{Instrument as _, info, info_span};
+use tracing::{Instrument as _, Span, error, info, info_span};
 
 use super::{Agent, AgentError};
 use crate::journal::EventScanner;
 use crate::mutex::os;
-use crate::script::{Event, ScriptId};
+use crate::script::{Event, OutcomeKind};
+use crate::store::Record;
 use crate::supervisor::job::{Job, Report};
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, WorkspaceError};
 
 /// What the workspace of a script says.
 enum Found {
@@ -33,44 +35,53 @@ impl Agent {
     /// Finds the scripts of an earlier run again.
     pub(super) async fn recover(&self) -> Result<(), AgentError> {
         for record in self.inner.store.living().await? {
-            let spec = Arc::new(super::scripts::stored_spec(&record)?);
-            let id = record.id.clone();
-            let span = info_span!("script", script_id = %id);
-            {
-                let mut table = self.table();
-                table.restore(record.seq, Arc::clone(&spec), record.queued_at);
-                if let Some(living) = table.get_mut(&id) {
-                    living.stop.clone_from(&record.stop_reason);
+            let span = info_span!("script", script_id = %record.id);
+            match self.recover_one(&record).instrument(span.clone()).await {
+                Ok(()) => {}
+                // One script whose files are damaged holds up none of the others.
+                Err(
+                    error @ (AgentError::Workspace(WorkspaceError::Damaged { .. })
+                    | AgentError::StoredRequest { .. }),
+                ) => {
+                    let reason = format!("it can't be recovered: {}", super::chain(&error));
+                    error!(script_id = %record.id, reason);
+                    let outcome = OutcomeKind::Lost { reason }.into();
+                    self.finish(&record.id, outcome, record.started_at, Timestamp::now()).await?;
                 }
+                Err(error) => return Err(error),
             }
-            let workspace = self.workspace(&id);
-            match super::blocking(move || look(&workspace)).await?? {
-                Found::Supervised(descriptor) => {
-                    info!(script_id = %id, "its supervisor lives");
-                    let failed = |source| AgentError::State {
-                        path: self.workspace(&id).supervisor(),
-                        source,
-                    };
-                    let supervisor =
-                        self.inner.supervisors.take_over(&id, descriptor).map_err(failed)?;
-                    {
-                        let mut table = self.table();
-                        table.queue.launched(&id);
-                        table.apply(&id, Event::Launched)?;
-                    }
-                    self.spawn(self.clone().attend(spec, supervisor).instrument(span));
-                }
-                Found::Alone { lost } => self.conclude(&id, lost).instrument(span).await?,
-            }
-            self.limit_recovered_queue_time(&id, record.queued_at);
         }
         Ok(())
     }
 
-    fn limit_recovered_queue_time(&self, id: &ScriptId, queued_at: jiff::Timestamp) {
-        let spec = self.table().get(id).map(|living| Arc::clone(&living.spec));
-        if let Some(spec) = spec {
-            self.limit_queue_time(&spec, queued_at);
+    async fn recover_one(&self, record: &Record) -> Result<(), AgentError> {
+        let spec = Arc::new(super::scripts::stored_spec(record)?);
+        let id = &record.id;
+        {
+            let mut table = self.table();
+            table.restore(record.seq, Arc::clone(&spec), record.queued_at);
+            if let Some(living) = table.get_mut(id) {
+                living.stop.clone_from(&record.stop_reason);
+            }
+        }
+        self.limit_queue_time(&spec, record.queued_at);
+        let workspace = self.workspace(id);
+        match super::blocking(move || look(&workspace)).await?? {
+            Found::Supervised(descriptor) => {
+                info!("its supervisor lives");
+                let path = self.workspace(id).supervisor();
+                let failed = |source| AgentError::State { path, source };
+                let supervisor =
+                    self.inner.supervisors.take_over(id, descriptor).map_err(failed)?;
+                {
+                    let mut table = self.table();
+                    table.queue.launched(id);
+                    table.apply(id, Event::Launched)?;
+                }
+                self.spawn(self.clone().attend(spec, supervisor).instrument(Span::current()));
+                Ok(())
+            }
+            Found::Alone { lost } => self.conclude(id, lost).await,
         }
     }
 }
@@ -78,7 +89,7 @@ impl Agent {
 fn look(workspace: &Workspace) -> Result<Found, AgentError> {
     // Read first: it is voided when nobody works on it.
     let job: Option<Job> = workspace.read_json(&workspace.job())?;
-    if let Some(descriptor) = living_supervisor(workspace)? {
+    if let Some(descriptor) = living_supervisor(workspace, job.as_ref())? {
         return Ok(Found::Supervised(descriptor));
     }
     let mut scanner = EventScanner::open(&workspace.journal());
@@ -92,28 +103,31 @@ fn look(workspace: &Workspace) -> Result<Found, AgentError> {
     Ok(Found::Alone { lost: starting.then(reason) })
 }
 
-/// The supervisor that keeps its file in the workspace locked. When there is none, the workspace is
-/// voided: one that was started and comes late finds nothing to do.
-fn living_supervisor(workspace: &Workspace) -> Result<Option<OwnedFd>, AgentError> {
+/// The job's supervisor, if it lives: it keeps its file in the workspace locked. When there is none,
+/// the workspace is voided: one that was started and comes late finds nothing to do.
+fn living_supervisor(
+    workspace: &Workspace,
+    job: Option<&Job>,
+) -> Result<Option<OwnedFd>, AgentError> {
     let path = workspace.supervisor();
     let failed = |source| AgentError::State { path: path.clone(), source };
     if !workspace.path().is_dir() {
         return Ok(None);
     }
     let file = workspace.open_supervisor()?;
-    if os::try_lock_exclusive(&file).map_err(failed)? {
-        workspace.void_job()?;
-        return Ok(None);
+    if !os::try_lock_exclusive(&file).map_err(failed)? {
+        let pid = job.and_then(|job| Pid::from_raw(job.supervisor.cast_signed()));
+        // ESRCH: it has ended.
+        let descriptor = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        // If it still is locked, the process that the descriptor stands for is the supervisor.
+        if descriptor.is_some() && !os::try_lock_exclusive(&file).map_err(failed)? {
+            return Ok(descriptor);
+        }
+        // Otherwise one that came late has it, for the moment in which it sees that.
+        os::lock_exclusive(&file).map_err(failed)?;
     }
-    let pid = std::fs::read_to_string(&path).map_err(failed)?;
-    let pid = pid.trim().parse().ok().and_then(Pid::from_raw);
-    let descriptor = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())).transpose();
-    let descriptor = descriptor.map_err(|e| failed(e.into()))?;
-    // It still is locked, so the process that the descriptor stands for is the supervisor.
-    if os::try_lock_exclusive(&file).map_err(failed)? {
-        return Ok(None);
-    }
-    Ok(descriptor)
+    workspace.void_job()?;
+    Ok(None)
 }
 
 /// Names this run of the machine.

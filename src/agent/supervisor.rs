@@ -33,9 +33,17 @@ pub(super) struct Supervisors {
 
 /// A supervisor that waits for its assignment.
 #[derive(Debug)]
-struct Ready {
+pub(super) struct Ready {
     child: Child,
     stdin: ChildStdin,
+    pid: Pid,
+}
+
+impl Ready {
+    /// Its process.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().cast_unsigned()
+    }
 }
 
 /// A supervisor at work.
@@ -64,21 +72,27 @@ impl Supervisors {
         }
     }
 
-    /// Starts a supervisor on a workspace.
+    /// A supervisor to assign work to: the one that was started ahead, if it still lives.
+    pub(super) fn ready(&self) -> io::Result<Ready> {
+        let spare = lock(&self.spare).take();
+        if let Some(mut spare) = spare
+            && spare.child.try_wait()?.is_none()
+        {
+            return Ok(spare);
+        }
+        self.spawn()
+    }
+
+    /// Sets a supervisor on a workspace.
     pub(super) async fn assign(
         &self,
         id: &ScriptId,
+        mut ready: Ready,
         workspace: PathBuf,
         token: String,
     ) -> io::Result<Supervisor> {
-        let mut ready = match lock(&self.spare).take() {
-            Some(ready) => ready,
-            None => self.spawn()?,
-        };
-        let pid = ready.child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        let pid = pid.ok_or_else(|| io::Error::other("a supervisor ended before its work"))?;
         // It isn't reaped before its end is awaited, so the id still is its own.
-        let descriptor = pidfd_open(pid, PidfdFlags::empty())?;
+        let descriptor = pidfd_open(ready.pid, PidfdFlags::empty())?;
         let assignment = Assignment { workspace, token, tied: self.tied };
         let mut line = serde_json::to_vec(&assignment)?;
         line.push(b'\n');
@@ -138,7 +152,9 @@ impl Supervisors {
         #[expect(clippy::disallowed_methods, reason = "this is the home of supervisors")]
         let mut child = command.spawn()?;
         let stdin = child.stdin.take().ok_or_else(|| io::Error::other("no standard input"))?;
-        Ok(Ready { child, stdin })
+        let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        let pid = pid.ok_or_else(|| io::Error::other("no process id"))?;
+        Ok(Ready { child, stdin, pid })
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Job {
     pub script_id: ScriptId,
     /// See [`Assignment::token`].
     pub token: String,
+    /// The process of the supervisor that gets the assignment: it is written before that can act.
+    pub supervisor: u32,
     /// The program and its arguments, one by one.
     pub command: Vec<String>,
     /// The script's whole environment.
