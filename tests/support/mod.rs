@@ -18,7 +18,8 @@ use baton::client::{Client, ClientError, Following, Heard, connect};
 use baton::script::{Isolation, Labels, Outcome, OutcomeKind, Phase, ScriptId};
 use baton::snapshot::Snapshot;
 use baton::spec::{Spec, What};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 /// How long a test waits for anything: long, since these machines are noisy.
 pub const DEADLINE: Duration = Duration::from_mins(1);
@@ -204,6 +205,28 @@ impl Drop for TestAgent {
             }
         }
     }
+}
+
+/// Kills the supervisor of a workspace, and waits for its end.
+pub fn end_supervisor(workspace: &Path) {
+    let pid = std::fs::read_to_string(workspace.join("supervisor")).unwrap();
+    kill(pid.trim().parse().unwrap());
+}
+
+/// Kills a process of a test that is not its child, and waits for its end.
+pub fn kill(pid: u32) {
+    let pid = Pid::from_raw(pid.cast_signed()).unwrap();
+    let descriptor = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    let mut polled = [PollFd::new(&descriptor, PollFlags::IN)];
+    let limit = Timespec::try_from(DEADLINE).unwrap();
+    assert_eq!(rustix::event::poll(&mut polled, Some(&limit)).unwrap(), 1, "{pid:?} lives");
+}
+
+/// The children of a process.
+pub fn children(parent: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+    text.unwrap().split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
 fn is_supervisor(pid: Pid) -> bool {

@@ -1,0 +1,134 @@
+//! Promise: the agent may be killed at any instant: no accepted script is lost, none runs twice, none
+//! runs beside what it excludes.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails here")]
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use baton::client::Client;
+use baton::script::OutcomeKind;
+use baton::spec::Spec;
+use support::{Started, TestAgent, World, exited, lines};
+use tokio::sync::mpsc;
+
+/// How often the agent is killed, unless BATON_TEST_KILLS says otherwise.
+const KILLS: usize = 25;
+/// How many scripts are sent in each of its lives.
+const SENT_AT_ONCE: usize = 6;
+
+/// Sends scripts, all at once; tells which were accepted.
+fn send(client: &Client, specs: Vec<Spec>) -> mpsc::UnboundedReceiver<Spec> {
+    let (accepted, told) = mpsc::unbounded_channel();
+    for spec in specs {
+        let (client, accepted) = (client.clone(), accepted.clone());
+        drop(tokio::spawn(async move {
+            if client.start(spec.clone()).await.is_ok() {
+                accepted.send(spec).unwrap();
+            }
+        }));
+    }
+    told
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whenever_the_agent_is_killed_nothing_is_lost_and_nothing_runs_twice() {
+    let kills = std::env::var("BATON_TEST_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
+    let world = World::new();
+    let log = world.path("log");
+    let (mut accepted, mut dead): (Vec<Spec>, Vec<TestAgent>) = Default::default();
+    let mut random = 0x9E37_79B9_7F4A_7C15_u64 ^ u64::from(std::process::id());
+    for life in 0..kills {
+        let mut agent = world.agent_at("a", &["--listen", "none"]).await;
+        let specs = (0..SENT_AT_ONCE).map(|number| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let id = format!("s{life}-{number}");
+            let text = format!("echo + {id} >> {log}; echo - {id} >> {log}", log = log.display());
+            let draft = agent.script(text).id(&id);
+            if random >> 60 < 4 { draft.shared().spec } else { draft.spec }
+        });
+        let mut told = send(&agent.client, specs.collect());
+        // Killed after so many answers and scheduler turns: anywhere between the first request and the
+        // last end.
+        for _ in 0..(random >> 40) % 7 {
+            accepted.extend(support::soon("an answer", told.recv()).await);
+        }
+        for _ in 0..(random >> 33) % 3000 {
+            tokio::task::yield_now().await;
+        }
+        agent.kill();
+        while let Some(spec) = support::soon("the senders", told.recv()).await {
+            accepted.push(spec);
+        }
+        // Its scripts are ended when it is dropped: not before all lives are over.
+        dead.push(agent);
+    }
+    assert!(accepted.len() > kills, "only {} were accepted", accepted.len());
+
+    let agent = world.agent_at("a", &["--listen", "none"]).await;
+    for spec in &accepted {
+        let script = Started { client: agent.client.clone(), id: spec.script_id.clone() };
+        assert!(exited(&script.outcome().await, 0), "{:?}", script.is_done().await);
+    }
+    // A sentinel behind everything, also behind what was accepted without an answer.
+    assert!(exited(&agent.script("true").outcome().await, 0));
+    let mut runs: BTreeMap<String, usize> = BTreeMap::new();
+    for line in lines(&log) {
+        let (sign, id) = line.split_once(' ').unwrap();
+        *runs.entry(id.to_owned()).or_default() += usize::from(sign == "+");
+    }
+    for spec in &accepted {
+        let count = runs.get(spec.script_id.as_str());
+        assert_eq!(count, Some(&1), "{} did not run once", spec.script_id);
+    }
+    assert!(runs.values().all(|count| *count == 1), "{runs:?}");
+    exclusive_ones_were_alone(&agent.client, &lines(&log)).await;
+}
+
+/// Between the two lines of an exclusive script there is no other.
+async fn exclusive_ones_were_alone(client: &Client, log: &[String]) {
+    for (place, line) in log.iter().enumerate() {
+        let (sign, id) = line.split_once(' ').unwrap();
+        let script = client.get(&id.parse().unwrap()).await.unwrap();
+        if sign == "+" && script.isolation == baton::script::Isolation::Exclusive {
+            assert_eq!(log[place + 1], format!("- {id}"), "beside {id}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_script_whose_files_are_damaged_is_lost_with_a_reason_and_holds_up_nobody() {
+    let world = World::new();
+    let mut agent = world.agent_at("a", &["--listen", "none"]).await;
+    let gate = world.gate();
+    let holder = agent.script(gate.wait()).start().await;
+    holder.is_running().await;
+    let damaged = agent.script("true").id("damaged").start().await;
+    damaged.is_waiting().await;
+    let next = agent.script("true").start().await;
+    agent.kill();
+    // The supervisor that waits for "damaged" is gone too, as after a power failure.
+    let folder = agent.folder.join("state/scripts/damaged");
+    support::end_supervisor(&folder);
+    support::write(&folder.join("job.json"), "");
+    let again = world.agent_at("a", &["--listen", "none"]).await;
+    let script = |id| Started { client: again.client.clone(), id };
+    let OutcomeKind::Lost { reason } = script(damaged.id).outcome().await.kind else {
+        panic!("not lost");
+    };
+    assert!(reason.contains("job.json is damaged"), "{reason}");
+    gate.open();
+    assert!(exited(&script(next.id).outcome().await, 0));
+}
+
+#[tokio::test]
+async fn a_spare_supervisor_that_was_killed_is_replaced() {
+    let world = World::new();
+    let agent = world.agent().await;
+    assert!(exited(&agent.script("true").outcome().await, 0));
+    for pid in support::children(agent.pid()) {
+        support::kill(pid);
+    }
+    assert!(exited(&agent.script("true").outcome().await, 0));
+}
