@@ -1,7 +1,7 @@
 //! The line of one mutex on disk: its folder, its tickets, who is alive.
 //!
 //! Everything here that changes or reads the line is done while the caller holds the line's
-//! [`Guard`] (rules 1 and 2 of [`crate::mutex`]).
+//! `Guard` (rules 1 and 2 of [`crate::mutex`]).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
