@@ -213,7 +213,10 @@ fn peers(config: &Path, json: bool) -> Result<(), Failure> {
 
 fn log_to_stderr(format: LogFormat) {
     let filter = || EnvFilter::try_from_env("BATON_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter()).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter())
+        .with_ansi(super::failure::has_colours())
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.with_target(false).init(),
         LogFormat::Json => builder.json().init(),

@@ -70,11 +70,16 @@ impl Failure {
     }
 }
 
+/// Whether standard error is a terminal on which colours are wanted.
+pub(super) fn has_colours() -> bool {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
+    io::stderr().is_terminal() && !unwanted
+}
+
 /// A word that stands out, on a terminal that has colours.
 fn mark(word: &str) -> String {
-    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     match word {
-        _ if !colours => word.to_owned(),
+        _ if !has_colours() => word.to_owned(),
         "error:" => format!("\u{1b}[1;31m{word}\u{1b}[0m"),
         _ => format!("\u{1b}[1;36m{word}\u{1b}[0m"),
     }
