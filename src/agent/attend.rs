@@ -184,7 +184,7 @@ impl Agent {
             if living.false_starts >= MAX_FALSE_STARTS {
                 return Ok(false);
             }
-            warn!(script_id = %id, "its supervisor ended before the start; it is queued again");
+            warn!("its supervisor ended before the start; it is queued again");
             living.blocked.clear();
             if living.phase != Phase::Queued {
                 table.apply(id, Event::Requeued)?;

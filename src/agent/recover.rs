@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use tracing::{Instrument as _, Span, error, info, info_span};
+use tracing::{Instrument as _, Span, info, info_span};
 
 use super::{Agent, AgentError};
 use crate::journal::EventScanner;
@@ -44,9 +44,10 @@ impl Agent {
                     | AgentError::StoredRequest { .. }),
                 ) => {
                     let reason = format!("it can't be recovered: {}", super::chain(&error));
-                    error!(script_id = %record.id, reason);
                     let outcome = OutcomeKind::Lost { reason }.into();
-                    self.finish(&record.id, outcome, record.started_at, Timestamp::now()).await?;
+                    let finish =
+                        self.finish(&record.id, outcome, record.started_at, Timestamp::now());
+                    finish.instrument(span).await?;
                 }
                 Err(error) => return Err(error),
             }

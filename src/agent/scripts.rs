@@ -80,8 +80,8 @@ impl Agent {
         };
         // A client that goes away must not leave a half-accepted script behind.
         let agent = self.clone();
-        let accepting =
-            self.inner.tasks.spawn(async move { agent.accept(&spec, arrival, now).await });
+        let accepting = async move { agent.accept(&spec, arrival, now).await };
+        let accepting = self.inner.tasks.spawn(accepting.in_current_span());
         accepting.await.unwrap_or(Err(AgentError::Stopping))
     }
 
@@ -123,7 +123,7 @@ impl Agent {
             table.accept(id);
             table.snapshot(id)
         };
-        info!(script_id = %id, summary = spec.summary(), "accepted");
+        info!(summary = spec.summary(), "accepted");
         self.queue_changed();
         self.limit_queue_time(spec, now);
         snapshot.ok_or_else(|| AgentError::NotFound(id.clone()))
@@ -247,6 +247,9 @@ impl Agent {
             }
             queued.map(|queued| (queued, reason))
         };
+        if let Some((_, reason)) = &first {
+            info!(reason, "asked to stop");
+        }
         match first {
             Some((true, reason)) => {
                 let kind = OutcomeKind::Cancelled { while_queued: true, reason };
@@ -265,7 +268,7 @@ impl Agent {
             super::blocking(move || workspace.write_json(&workspace.cancel(), &cancel)).await?;
         // The folder may not be made yet: whoever makes it finds the wish in the table.
         if let Err(error) = written {
-            warn!(script_id = %id, %error, "cancel is not written down");
+            warn!(%error, "cancel is not written down");
         }
         self.inner.supervisors.stop(id);
         self.table().apply(id, Event::Stop)?;
@@ -284,7 +287,8 @@ impl Agent {
                 return;
             }
             for id in living {
-                if let Err(error) = self.cancel(&id, reason.to_owned()).await {
+                let span = info_span!("script", script_id = %id);
+                if let Err(error) = self.cancel(&id, reason.to_owned()).instrument(span).await {
                     warn!(script_id = %id, %error, "can't be stopped");
                 }
             }
@@ -303,7 +307,7 @@ impl Agent {
         let workspace = self.workspace(id);
         super::blocking(move || workspace.remove()).await??;
         self.inner.store.forget(id).await?;
-        info!(script_id = %id, "forgotten");
+        info!("forgotten");
         Ok(())
     }
 
@@ -316,7 +320,7 @@ impl Agent {
         ended_at: Timestamp,
     ) -> Result<(), AgentError> {
         let output_bytes = self.table().get(id).map_or(0, |living| living.output_bytes);
-        info!(script_id = %id, outcome = %outcome.kind, "done");
+        info!(outcome = %outcome.kind, "done");
         let update = ScriptUpdate {
             phase: Some(Phase::Done(outcome)),
             started_at,
@@ -341,7 +345,8 @@ impl Agent {
         let waited = std::time::Duration::try_from(Timestamp::now() - queued_at);
         let left = limit.saturating_sub(waited.unwrap_or_default());
         let (agent, id) = (self.clone(), spec.script_id.clone());
-        let span = info_span!("script", script_id = %id);
+        // Of its own: it outlives the call.
+        let span = info_span!(parent: None, "script", script_id = %id);
         let expire = async move {
             tokio::time::sleep(left).await;
             let expired = {

@@ -4,6 +4,7 @@
 //! 2. A connection whose peer is not trusted any more ends at once, also while it is idle.
 //! 3. On the Unix socket the kernel says who calls: the agent's own user and root may.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -53,6 +54,16 @@ pub enum Caller {
     },
     /// The command that the agent is part of.
     Embedded,
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Remote { name, address, .. } => write!(f, "{name} ({address})"),
+            Self::Local { uid } => write!(f, "uid {uid}"),
+            Self::Embedded => f.write_str("this command"),
+        }
+    }
 }
 
 /// A connection.
@@ -210,7 +221,7 @@ impl Io {
         match refused.as_mut().poll(context) {
             Poll::Ready(why) => {
                 self.refused = None;
-                info!(caller = ?self.caller, "connection ends: {why}");
+                info!(caller = %self.caller, "connection ends: {why}");
                 Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
             }
             Poll::Pending => Ok(()),

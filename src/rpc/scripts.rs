@@ -6,7 +6,9 @@ use futures_util::Stream;
 use futures_util::stream::unfold;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
+use tracing::{Instrument as _, info_span};
 
+use super::listen::Caller;
 use super::status;
 use crate::agent::{Agent, Follow, Followed, ListCursor, ListFilter};
 use crate::script::ScriptId;
@@ -67,14 +69,22 @@ fn parse_id(id: &str) -> Result<ScriptId, Status> {
     id.parse().map_err(|error| status::script_id(&error))
 }
 
+/// Who calls, for the log.
+fn caller<T>(request: &Request<T>) -> String {
+    request.extensions().get::<Caller>().map(Caller::to_string).unwrap_or_default()
+}
+
 #[tonic::async_trait]
 impl v1::scripts_server::Scripts for Service {
     async fn start(
         &self,
         request: Request<v1::StartRequest>,
     ) -> Result<Response<v1::StartResponse>, Status> {
+        let caller = caller(&request);
         let spec = parse_spec(request.into_inner().spec)?;
-        let script = self.agent.start(spec).await.map_err(|e| status::agent(&e))?;
+        let span = info_span!("Start", script_id = %spec.script_id, caller);
+        let script = self.agent.start(spec).instrument(span).await;
+        let script = script.map_err(|e| status::agent(&e))?;
         Ok(Response::new(v1::StartResponse { script: Some(script.into()) }))
     }
 
@@ -84,10 +94,15 @@ impl v1::scripts_server::Scripts for Service {
         &self,
         request: Request<v1::RunRequest>,
     ) -> Result<Response<Self::RunStream>, Status> {
+        let caller = caller(&request);
         let spec = parse_spec(request.into_inner().spec)?;
         let id = spec.script_id.clone();
-        self.agent.start(spec).await.map_err(|e| status::agent(&e))?;
-        let follow = self.agent.follow(&id, 0, true).await.map_err(|e| status::agent(&e))?;
+        let span = info_span!("Run", script_id = %id, caller);
+        let follow = async {
+            self.agent.start(spec).await?;
+            self.agent.follow(&id, 0, true).await
+        };
+        let follow = follow.instrument(span).await.map_err(|e| status::agent(&e))?;
         Ok(self.events(follow, |event| v1::RunResponse { event }))
     }
 
@@ -97,9 +112,11 @@ impl v1::scripts_server::Scripts for Service {
         &self,
         request: Request<v1::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = caller(&request);
         let v1::WatchRequest { script_id, output_offset, no_follow } = request.into_inner();
         let id = parse_id(&script_id)?;
-        let follow = self.agent.follow(&id, output_offset, !no_follow).await;
+        let span = info_span!("Watch", script_id, caller);
+        let follow = self.agent.follow(&id, output_offset, !no_follow).instrument(span).await;
         let follow = follow.map_err(|e| status::agent(&e))?;
         Ok(self.events(follow, |event| v1::WatchResponse { event }))
     }
@@ -133,11 +150,14 @@ impl v1::scripts_server::Scripts for Service {
         &self,
         request: Request<v1::CancelRequest>,
     ) -> Result<Response<v1::CancelResponse>, Status> {
+        let caller = caller(&request);
         let v1::CancelRequest { script_id, reason } = request.into_inner();
         let id = parse_id(&script_id)?;
         crate::script::check_text(&reason, MAX_REASON_BYTES)
             .map_err(|error| status::field("reason", &error.to_string()))?;
-        let script = self.agent.cancel(&id, reason).await.map_err(|e| status::agent(&e))?;
+        let span = info_span!("Cancel", script_id, caller);
+        let script = self.agent.cancel(&id, reason).instrument(span).await;
+        let script = script.map_err(|e| status::agent(&e))?;
         Ok(Response::new(v1::CancelResponse { script: Some(script.into()) }))
     }
 
@@ -145,8 +165,10 @@ impl v1::scripts_server::Scripts for Service {
         &self,
         request: Request<v1::ForgetRequest>,
     ) -> Result<Response<v1::ForgetResponse>, Status> {
+        let caller = caller(&request);
         let id = parse_id(&request.into_inner().script_id)?;
-        self.agent.forget(&id).await.map_err(|e| status::agent(&e))?;
+        let span = info_span!("Forget", script_id = %id, caller);
+        self.agent.forget(&id).instrument(span).await.map_err(|e| status::agent(&e))?;
         Ok(Response::new(v1::ForgetResponse {}))
     }
 }
