@@ -78,6 +78,24 @@ async fn a_person_at_a_shell_and_an_agent_exclude_each_other() {
     assert!(exited(&next.outcome().await, 0));
 }
 
+#[tokio::test]
+async fn a_script_that_bypasses_overtakes_nobody_of_another_agent() {
+    let world = World::new();
+    let (one, two) = (world.agent().await, world.agent().await);
+    let (gate, log) = (world.gate(), world.path("log"));
+    let running = one.script(gate.wait()).shared().start().await;
+    running.is_running().await;
+    let alone = two.script(format!("echo alone >> {}", log.display())).start().await;
+    alone.is_waiting().await;
+    // It could run beside the first, but came after the one that must be alone.
+    let late = one.script(format!("echo late >> {}", log.display())).shared().start().await;
+    assert_eq!(late.is_waiting().await.waits[0].position, 2);
+    gate.open();
+    assert!(exited(&late.outcome().await, 0));
+    assert_eq!(lines(&log), ["alone", "late"]);
+    assert!(exited(&alone.outcome().await, 0));
+}
+
 #[test]
 fn commands_without_an_agent_exclude_each_other() {
     let world = World::new();
