@@ -95,10 +95,10 @@ pub fn describe(party: &Party) -> String {
         None => format!("pid {}", who.pid),
     };
     let labels: Vec<_> = who.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    for more in [who.command.clone(), labels.join(" "), who.user.clone()] {
-        if !more.is_empty() {
-            write!(text, ", {more}").unwrap_or_default();
-        }
+    let mut more = vec![who.command.clone(), labels.join(" "), who.user.clone()];
+    more.retain(|more| !more.is_empty());
+    if !more.is_empty() {
+        write!(text, " ({})", more.join(", ")).unwrap_or_default();
     }
     if let Some(since) = who.holds_since {
         write!(text, " since {}", clock(since)).unwrap_or_default();
@@ -135,10 +135,13 @@ mod tests {
             ahead_count: 0,
             foreign: false,
         };
-        assert_eq!(wait.reason(), "`machine` is held by script a, make");
+        assert_eq!(wait.reason(), "`machine` is held by script a (make)");
         wait.holders.push(party("b"));
         wait.ahead_count = 3;
-        assert_eq!(wait.reason(), "`machine` is held by script a, make and 1 other; 3 wait before");
+        assert_eq!(
+            wait.reason(),
+            "`machine` is held by script a (make) and 1 other; 3 wait before"
+        );
         wait.holders.clear();
         wait.foreign = true;
         wait.ahead_count = 0;

@@ -57,7 +57,8 @@ struct Folders {
         global = true,
         env = "BATON_CONFIG_DIR",
         value_name = "DIR",
-        hide_short_help = true
+        hide_short_help = true,
+        help_heading = "Folders"
     )]
     config_dir: Option<PathBuf>,
     /// Folder of database and workspaces
@@ -66,7 +67,8 @@ struct Folders {
         global = true,
         env = "BATON_STATE_DIR",
         value_name = "DIR",
-        hide_short_help = true
+        hide_short_help = true,
+        help_heading = "Folders"
     )]
     state_dir: Option<PathBuf>,
     /// Folder of the agent's socket
@@ -75,7 +77,8 @@ struct Folders {
         global = true,
         env = "BATON_RUNTIME_DIR",
         value_name = "DIR",
-        hide_short_help = true
+        hide_short_help = true,
+        help_heading = "Folders"
     )]
     runtime_dir: Option<PathBuf>,
     /// Folder of the named mutexes; the same for all that are to exclude each other
@@ -84,7 +87,8 @@ struct Folders {
         global = true,
         env = "BATON_MUTEX_DIR",
         value_name = "DIR",
-        hide_short_help = true
+        hide_short_help = true,
+        help_heading = "Folders"
     )]
     mutex_dir: Option<PathBuf>,
 }
