@@ -8,7 +8,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use baton::client::Client;
-use baton::script::OutcomeKind;
+use baton::script::{OutcomeKind, Phase};
 use baton::spec::Spec;
 use support::{Started, TestAgent, World, exited, lines};
 use tokio::sync::mpsc;
@@ -127,8 +127,49 @@ async fn a_spare_supervisor_that_was_killed_is_replaced() {
     let world = World::new();
     let agent = world.agent().await;
     assert!(exited(&agent.script("true").outcome().await, 0));
-    for pid in support::children(agent.pid()) {
-        support::kill(pid);
-    }
+    support::kill(support::spare(agent.pid()));
     assert!(exited(&agent.script("true").outcome().await, 0));
+}
+
+#[tokio::test]
+async fn a_script_whose_supervisor_was_killed_is_lost_and_is_not_run_again() {
+    let world = World::new();
+    let mut agent = world.agent_at("a", &["--listen", "none"]).await;
+    let (gate, log) = (world.gate(), world.path("log"));
+    let text = format!("echo ran >> {}; echo on; {}", log.display(), gate.wait());
+    let folder = |id: &str| world.path("a/state/scripts").join(id);
+    // Once beside a living agent, once while there is none.
+    let first = agent.script(text.clone()).id("first").observer().start().await;
+    first.has_written(3).await;
+    support::end_supervisor(&folder("first"));
+    assert!(matches!(first.outcome().await.kind, OutcomeKind::Lost { .. }));
+    let second = agent.script(text).id("second").observer().start().await;
+    second.has_written(3).await;
+    agent.kill();
+    support::end_supervisor(&folder("second"));
+    let again = world.agent_at("a", &["--listen", "none"]).await;
+    let second = Started { client: again.client.clone(), id: second.id };
+    assert!(matches!(second.outcome().await.kind, OutcomeKind::Lost { .. }));
+    assert_eq!(lines(&log), ["ran", "ran"]);
+    // What they left still waits there.
+    gate.open();
+    gate.open();
+}
+
+/// A supervisor that got its work just before the agent was killed, and was slow to begin.
+#[tokio::test]
+async fn a_supervisor_that_comes_late_finds_nothing_to_do() {
+    let world = World::new();
+    let mut agent = world.agent_at("a", &["--listen", "none"]).await;
+    let log = world.path("log");
+    assert!(exited(&agent.script("true").outcome().await, 0));
+    let late = support::Stopped::new(support::spare(agent.pid()));
+    let script = agent.script(format!("echo ran >> {}", log.display())).start().await;
+    script.until("assigned", |s| s.phase == Phase::Waiting).await;
+    agent.kill();
+    let again = world.agent_at("a", &["--listen", "none"]).await;
+    let script = Started { client: again.client.clone(), id: script.id };
+    assert!(exited(&script.outcome().await, 0));
+    late.go_on_to_the_end();
+    assert_eq!(lines(&log), ["ran"]);
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::num::NonZeroU32;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -218,15 +219,47 @@ pub fn kill(pid: u32) {
     let pid = Pid::from_raw(pid.cast_signed()).unwrap();
     let descriptor = pidfd_open(pid, PidfdFlags::empty()).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
-    let mut polled = [PollFd::new(&descriptor, PollFlags::IN)];
-    let limit = Timespec::try_from(DEADLINE).unwrap();
-    assert_eq!(rustix::event::poll(&mut polled, Some(&limit)).unwrap(), 1, "{pid:?} lives");
+    await_end(&descriptor);
 }
 
-/// The children of a process.
-pub fn children(parent: u32) -> Vec<u32> {
-    let text = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
-    text.unwrap().split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+fn await_end(process: &OwnedFd) {
+    let mut polled = [PollFd::new(process, PollFlags::IN)];
+    let limit = Timespec::try_from(DEADLINE).unwrap();
+    assert_eq!(rustix::event::poll(&mut polled, Some(&limit)).unwrap(), 1, "it lives");
+}
+
+/// A process of a test that was stopped.
+pub struct Stopped {
+    pid: Pid,
+    descriptor: OwnedFd,
+}
+
+impl Stopped {
+    pub fn new(pid: u32) -> Self {
+        let pid = Pid::from_raw(pid.cast_signed()).unwrap();
+        let descriptor = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        kill_process(pid, Signal::STOP).unwrap();
+        Self { pid, descriptor }
+    }
+
+    /// Lets it go on, and waits for its end.
+    pub fn go_on_to_the_end(self) {
+        kill_process(self.pid, Signal::CONT).unwrap();
+        await_end(&self.descriptor);
+    }
+}
+
+/// The supervisor that an agent keeps ready.
+pub fn spare(agent: u32) -> u32 {
+    let tasks = std::fs::read_dir(format!("/proc/{agent}/task")).unwrap();
+    let children: Vec<u32> = tasks
+        .flat_map(|task| {
+            let text = std::fs::read_to_string(task.unwrap().path().join("children")).unwrap();
+            text.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<u32>>()
+        })
+        .collect();
+    assert_eq!(children.len(), 1, "{children:?}");
+    children[0]
 }
 
 fn is_supervisor(pid: Pid) -> bool {
