@@ -27,6 +27,9 @@ pub struct Hold {
     places: Vec<Place>,
     who: Claimant,
     waker: Waker,
+    /// The folders to watch once it has to wait. Most claims never do, and a watcher costs many
+    /// milliseconds when its process ends.
+    to_follow: Vec<PathBuf>,
 }
 
 /// What a waiter is told.
@@ -93,9 +96,9 @@ impl Hold {
             .iter()
             .map(|claim| Folder::open(root, &claim.name))
             .collect::<Result<Vec<_>, _>>()?;
-        let lines: Vec<PathBuf> =
+        let to_follow =
             if follow { folders.iter().map(Folder::line_path).collect() } else { Vec::new() };
-        let waker = Waker::new(&lines)?;
+        let waker = Waker::new()?;
         let guards = folders.iter().map(Folder::guard).collect::<Result<Vec<_>, _>>()?;
         let mut places = Vec::with_capacity(claims.len());
         for ((claim, folder), guard) in claims.into_iter().zip(folders).zip(&guards) {
@@ -104,7 +107,7 @@ impl Hold {
             let (stage, slept_on) = (Stage::InLine, Vec::new());
             places.push(Place { name: claim.name, folder, ticket, stage, slept_on });
         }
-        Ok(Self { places, who, waker })
+        Ok(Self { places, who, waker, to_follow })
     }
 
     /// Looks at the lines and goes as far as it can. Never blocks.
@@ -112,6 +115,16 @@ impl Hold {
     /// # Errors
     /// When a mutex folder can't be used any more.
     pub fn advance(&mut self) -> Result<Advance, MutexError> {
+        let advance = self.look()?;
+        if matches!(advance, Advance::Held) || self.to_follow.is_empty() {
+            return Ok(advance);
+        }
+        // Watched, then looked at again: a change in between is seen.
+        self.waker.follow(&std::mem::take(&mut self.to_follow))?;
+        self.look()
+    }
+
+    fn look(&mut self) -> Result<Advance, MutexError> {
         self.waker.quiet();
         let mut blocked = Vec::new();
         for place in &mut self.places {

@@ -143,21 +143,23 @@ pub(super) struct Waker {
 const SLEEPER_STACK_BYTES: usize = 64 * 1024;
 
 impl Waker {
-    /// A waker; with `follow` it also wakes when a ticket is removed from one of these folders.
-    pub(super) fn new(follow: &[PathBuf]) -> Result<Self, MutexError> {
+    /// A waker that only sleepers ring.
+    pub(super) fn new() -> Result<Self, MutexError> {
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| MutexError::Wake(e.into()))?;
-        let mut removals = None;
-        if !follow.is_empty() {
-            let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
-            let watcher = inotify::init(flags).map_err(|e| MutexError::Wake(e.into()))?;
-            for folder in follow {
-                inotify::add_watch(&watcher, folder, inotify::WatchFlags::DELETE)
-                    .map_err(|e| MutexError::Wake(e.into()))?;
-            }
-            removals = Some(watcher);
+        Ok(Self { bell, removals: None })
+    }
+
+    /// From now on it also wakes when a ticket is removed from one of these folders.
+    pub(super) fn follow(&mut self, folders: &[PathBuf]) -> Result<(), MutexError> {
+        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+        let watcher = inotify::init(flags).map_err(|e| MutexError::Wake(e.into()))?;
+        for folder in folders {
+            inotify::add_watch(&watcher, folder, inotify::WatchFlags::DELETE)
+                .map_err(|e| MutexError::Wake(e.into()))?;
         }
-        Ok(Self { bell, removals })
+        self.removals = Some(watcher);
+        Ok(())
     }
 
     /// The descriptors that become readable.
