@@ -237,11 +237,16 @@ impl Spec {
 
     fn check_labels(&self) -> Result<(), SpecError> {
         limit_count("labels", self.labels.len(), MAX_LABELS)?;
+        let mut variables = std::collections::BTreeSet::new();
         for (key, value) in &self.labels {
             let field = format!("labels[{key:?}]");
             crate::script::check_name(key, MAX_LABEL_BYTES.0)
                 .map_err(|e| SpecError::new(field.clone(), e))?;
-            check_text(value, MAX_LABEL_BYTES.1).map_err(|e| SpecError::new(field, e))?;
+            check_text(value, MAX_LABEL_BYTES.1).map_err(|e| SpecError::new(field.clone(), e))?;
+            if !variables.insert(crate::script::variable(key)) {
+                let problem = Problem::Invalid("has the same variable as another label");
+                return Err(SpecError::new(field, problem));
+            }
         }
         Ok(())
     }
@@ -415,6 +420,13 @@ mod tests {
             (|s| s.grace = Some(MAX_GRACE * 2), "grace"),
             (|s| drop(s.labels.insert("a/b".into(), String::new())), "labels[\"a/b\"]"),
             (|s| drop(s.labels.insert("a".into(), "x\ny".into())), "labels[\"a\"]"),
+            (
+                |s| {
+                    let value = String::new;
+                    s.labels = [("a.b".into(), value()), ("a_b".into(), value())].into();
+                },
+                "labels[\"a_b\"]",
+            ),
             (
                 |s| {
                     s.isolation = Isolation::Observer;
