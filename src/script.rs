@@ -87,6 +87,12 @@ pub fn shorten(text: &str, characters: usize) -> String {
     text.chars().take(characters.saturating_sub(1)).map(clean).chain(['…']).collect()
 }
 
+/// A name as a part of an environment variable's: `my-key` becomes `MY_KEY`.
+pub fn variable(name: &str) -> String {
+    let upper = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+    name.chars().map(upper).collect()
+}
+
 /// A script's name, chosen by the client; it makes Start idempotent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -100,6 +100,9 @@ pub fn describe(party: &Party) -> String {
     if !more.is_empty() {
         write!(text, " ({})", more.join(", ")).unwrap_or_default();
     }
+    if !who.reason.is_empty() {
+        write!(text, ": {}", who.reason).unwrap_or_default();
+    }
     if let Some(since) = who.holds_since {
         write!(text, " since {}", clock(since)).unwrap_or_default();
     }

@@ -336,3 +336,46 @@ fn every_command_has_help_with_examples_and_there_are_completions() {
         assert!(code == 0 && out.contains("queue-timeout"), "{shell}");
     }
 }
+
+#[test]
+fn a_protected_command_and_a_script_are_told_their_fencing_numbers() {
+    let world = World::new();
+    let fence = |words: &[&str]| {
+        let (code, out, error) = finish(world.baton().args(words));
+        assert_eq!(code, 0, "{error}");
+        out.split_whitespace().map(|n| n.parse::<u64>().unwrap()).collect::<Vec<_>>()
+    };
+    let text = "echo $BATON_MUTEX_FENCE $BATON_MUTEX_FENCE_B_1 $BATON_MUTEX_FENCE_A";
+    let first = fence(&["mutex", "run", "b-1", "a", "--", "sh", "-c", text]);
+    let second = fence(&["mutex", "run", "b-1", "a", "--", "sh", "-c", text]);
+    assert_eq!((first.len(), first[0]), (3, first[1]));
+    assert!(second[0] > first[0] && second[2] > first[2], "{first:?} {second:?}");
+    let script = fence(&["run", "-c", "echo $BATON_MUTEX_FENCE"]);
+    let next = fence(&["run", "--bypass-mutex", "-c", "echo $BATON_MUTEX_FENCE_MACHINE"]);
+    assert!(next > script, "{script:?} {next:?}");
+}
+
+#[test]
+fn mutex_run_says_why_and_how_many_and_with_which_exit_status() {
+    let world = World::new();
+    let gate = world.gate();
+    let text = format!("echo on; {}", gate.wait());
+    let start = |options: &[&str]| {
+        let mut command = world.baton();
+        command.args(["mutex", "run"]).args(options).args(["log", "--", "sh", "-c", &text]);
+        let mut run = Running::start(&mut command);
+        assert_eq!(run.line(), "on");
+        run
+    };
+    let two = [start(&["--at-most", "2", "--reason", "nightly backup"]), start(&["--shared"])];
+    let third = ["mutex", "run", "-n", "-s", "-E", "9", "log", "--", "true"];
+    let (code, _, error) = finish(world.baton().args(third));
+    assert_eq!(code, 9, "{error}");
+    assert!(error.contains(": nightly backup since "), "{error}");
+    for run in two {
+        gate.open();
+        assert_eq!(run.end().0, 0);
+    }
+    let bad = ["mutex", "run", "--at-most", "0", "log", "--", "true"];
+    assert_eq!(finish(world.baton().args(bad)).0, 2);
+}

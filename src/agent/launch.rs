@@ -9,7 +9,7 @@ use tracing::{Instrument as _, error, info_span};
 
 use super::supervisor::Supervisor;
 use super::{Agent, AgentError};
-use crate::script::{Isolation, OutcomeKind, StartProblem};
+use crate::script::{Isolation, OutcomeKind, StartProblem, variable};
 use crate::spec::{Spec, What};
 use crate::supervisor::job::Job;
 use crate::workspace::Workspace;
@@ -134,10 +134,7 @@ impl Agent {
         ];
         environment.extend(own.map(|(name, value)| (name.to_owned(), value)));
         for (key, value) in &spec.labels {
-            let upper =
-                |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
-            let name: String = key.chars().map(upper).collect();
-            environment.insert(format!("BATON_LABEL_{name}"), value.clone());
+            environment.insert(format!("BATON_LABEL_{}", variable(key)), value.clone());
         }
         environment
     }

@@ -240,6 +240,7 @@ impl Living {
             script_id: Some(self.spec.script_id.to_string()),
             command: self.spec.summary(),
             labels: self.spec.labels.clone(),
+            reason: String::new(),
             waits_since: self.queued_at,
             holds_since: self.started_at,
         }

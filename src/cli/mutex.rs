@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::num::NonZeroU32;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, ExitCode, ExitStatus};
 use std::time::Duration;
@@ -11,9 +12,13 @@ use clap::{Args, Subcommand};
 use super::failure::{Failure, code, complain};
 use super::time_limit;
 use crate::config::Directories;
-use crate::mutex::holder::{self, HolderError, Patience, Ran};
+use crate::mutex::holder::{self, HolderError, Patience, Ran, Wish};
 use crate::mutex::{Blocked, Claim, Mode, MutexName};
+use crate::script::check_text;
 use crate::snapshot::Wait;
+
+/// The longest reason, in bytes.
+const MAX_REASON_BYTES: usize = 256;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -46,14 +51,23 @@ enum MutexCommand {
 #[command(after_help = EXAMPLES)]
 struct RunArgs {
     /// Hold them together with others that are shared
-    #[arg(long)]
+    #[arg(long, short)]
     shared: bool,
+    /// Like --shared, and while this command holds them, at most N do, itself included
+    #[arg(long, value_name = "N", value_parser = at_most)]
+    at_most: Option<NonZeroU32>,
     /// Give up after so long
     #[arg(long, value_name = "TIME", value_parser = time_limit, conflicts_with = "no_wait")]
     timeout: Option<Duration>,
     /// Give up at once
-    #[arg(long)]
+    #[arg(long, short)]
     no_wait: bool,
+    /// Why, for those who wait behind
+    #[arg(long, value_name = "TEXT", default_value = "", value_parser = reason)]
+    reason: String,
+    /// The exit status when a mutex was not obtained in time
+    #[arg(long, short = 'E', value_name = "N", default_value_t = code::BUSY)]
+    conflict_exit_code: u8,
     /// Don't tell about waits
     #[arg(long, short)]
     quiet: bool,
@@ -71,8 +85,12 @@ struct RunArgs {
 pub(super) fn mutex(args: MutexArgs, folders: &Directories) -> Result<ExitCode, Failure> {
     let MutexCommand::Run(args) = args.command;
     let (names, command) = split(&args.words)?;
-    let mode = if args.shared { Mode::Shared } else { Mode::Exclusive };
-    let claims: Vec<Claim> = names.into_iter().map(|name| Claim { name, mode }).collect();
+    let mode = match args.at_most {
+        Some(n) => Mode::AtMost(n),
+        None if args.shared => Mode::Shared,
+        None => Mode::Exclusive,
+    };
+    let claims = names.into_iter().map(|name| Claim { name, mode }).collect();
     let patience = match args.timeout {
         Some(limit) => Patience::Limited(limit),
         None if args.no_wait => Patience::None,
@@ -85,11 +103,12 @@ pub(super) fn mutex(args: MutexArgs, folders: &Directories) -> Result<ExitCode, 
             complain(&format!("baton: {}", describe(blocked)));
         }
     };
-    match holder::run(&folders.mutex, &claims, &mut process, patience, tell)? {
+    let wish = Wish { claims, patience, reason: args.reason };
+    match holder::run(&folders.mutex, wish, &mut process, tell)? {
         Ran::Ended(status) => Ok(exit_code(status)),
         Ran::Busy(blocked) => {
             let text = anyhow::anyhow!("not obtained: {}", describe(&blocked));
-            Err(Failure::new(code::BUSY, text))
+            Err(Failure::new(args.conflict_exit_code, text))
         }
         Ran::NotStarted(error) => {
             let name = command[0].to_string_lossy();
@@ -102,6 +121,19 @@ pub(super) fn mutex(args: MutexArgs, folders: &Directories) -> Result<ExitCode, 
             Err(Failure::new(code, anyhow::anyhow!("`{name}`: {problem}")))
         }
     }
+}
+
+/// Parses the N of "at most N".
+fn at_most(text: &str) -> Result<NonZeroU32, String> {
+    let number: Option<NonZeroU32> = text.parse().ok();
+    let number = number.filter(|n| n.get() <= Mode::MAX_AT_MOST);
+    number.ok_or_else(|| format!("is not 1 to {}", Mode::MAX_AT_MOST))
+}
+
+/// Parses a reason: one line.
+fn reason(text: &str) -> Result<String, String> {
+    check_text(text, MAX_REASON_BYTES).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
 }
 
 /// Splits `NAME… -- COMMAND…`.

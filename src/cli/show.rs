@@ -86,6 +86,7 @@ fn party_json(party: &Party) -> Value {
         "user": who.user,
         "command": who.command,
         "labels": who.labels,
+        "reason": who.reason,
         "exclusive": party.exclusive,
         "since": who.holds_since.unwrap_or(who.waits_since),
     })

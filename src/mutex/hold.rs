@@ -138,6 +138,12 @@ impl Hold {
         self.waker.descriptors()
     }
 
+    /// The fencing number of one of its mutexes (rule 1): greater than that of every holder before.
+    pub fn fence(&self, name: &MutexName) -> Option<u64> {
+        let place = self.places.iter().find(|place| place.name == *name)?;
+        Some(place.ticket.number)
+    }
+
     /// Lets the programs that this process starts from now on keep the places alive (rule 6).
     ///
     /// # Errors
@@ -396,6 +402,20 @@ mod tests {
         assert!(is_held(&mut waiter));
         let again = File::open(&path).unwrap();
         assert!(!os::try_lock_exclusive(&again).unwrap(), "the lock at the path is held");
+    }
+
+    #[test]
+    fn rule_1_each_holder_s_fencing_number_is_greater_than_the_one_before() {
+        let root = tempfile::tempdir().unwrap();
+        let mut last = 0;
+        for mode in [Mode::Exclusive, Mode::Shared, Mode::Exclusive] {
+            let mut hold = join(root.path(), &[claim("m", mode)]);
+            assert!(is_held(&mut hold));
+            let fence = hold.fence(&"m".parse().unwrap()).unwrap();
+            assert!(fence > last);
+            last = fence;
+            hold.release().unwrap();
+        }
     }
 
     #[test]

@@ -52,6 +52,17 @@ pub enum HolderError {
     System(#[from] io::Error),
 }
 
+/// What is wanted, and how patiently.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// The mutexes.
+    pub claims: Vec<Claim>,
+    /// How long to wait for them.
+    pub patience: Patience,
+    /// What others are told about why; may be empty.
+    pub reason: String,
+}
+
 /// Takes the mutexes, runs the command, gives them back. `tell` hears who is in the way, at once and
 /// on each change.
 ///
@@ -59,14 +70,14 @@ pub enum HolderError {
 /// When a mutex folder can't be used or a system call fails.
 pub fn run(
     root: &Path,
-    claims: &[Claim],
+    wish: Wish,
     command: &mut Command,
-    patience: Patience,
     mut tell: impl FnMut(&[Blocked]),
 ) -> Result<Ran, HolderError> {
     let line = command_line(command);
-    let mut hold = Hold::join(root, claims, Claimant::this_process(line), true)?;
-    let deadline = match patience {
+    let who = Claimant { reason: wish.reason, ..Claimant::this_process(line) };
+    let mut hold = Hold::join(root, &wish.claims, who, true)?;
+    let deadline = match wish.patience {
         Patience::Unlimited => None,
         Patience::Limited(limit) => Instant::now().checked_add(limit),
         Patience::None => Some(Instant::now()),
@@ -84,6 +95,7 @@ pub fn run(
         sleep(&hold, deadline)?;
     }
     hold.make_inheritable()?;
+    command.envs(fences(&hold, &wish.claims));
     // Before the start: no signal is missed.
     let mut signals = SignalsInfo::<WithOrigin>::new([
         SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2,
@@ -95,6 +107,20 @@ pub fn run(
     };
     hold.release()?;
     Ok(ran)
+}
+
+/// The variable of a protected command that has the fencing number of its (first) mutex; with `_NAME`
+/// behind it, that of each.
+pub const FENCE_VARIABLE: &str = "BATON_MUTEX_FENCE";
+
+/// What a protected command is told about its mutexes.
+pub fn fences(hold: &Hold, claims: &[Claim]) -> Vec<(String, String)> {
+    let fence = |claim: &Claim| hold.fence(&claim.name).map(|number| number.to_string());
+    let first = claims.first().and_then(fence).map(|number| (FENCE_VARIABLE.to_owned(), number));
+    let each = claims.iter().filter_map(|claim| {
+        Some((format!("{FENCE_VARIABLE}_{}", claim.name.as_variable()), fence(claim)?))
+    });
+    first.into_iter().chain(each).collect()
 }
 
 fn sleep(hold: &Hold, deadline: Option<Instant>) -> io::Result<()> {

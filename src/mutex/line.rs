@@ -31,6 +31,9 @@ pub struct Claimant {
     /// The script's labels.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+    /// Why it wants the mutex, in the words of whoever started it; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
     /// Since when it waits.
     pub waits_since: Timestamp,
     /// Since when it may hold.
@@ -157,7 +160,7 @@ impl Folder {
         Ok(live)
     }
 
-    /// One more than every number that was ever given out.
+    /// One more than every number that was ever given out (rule 1).
     fn next_number(&self) -> Result<u64, MutexError> {
         let path = self.path.join("next");
         let file = os::open_plain(&path, self.file_mode)?;
@@ -166,7 +169,7 @@ impl Folder {
         let counted = std::str::from_utf8(&text[..length]).ok().and_then(|t| t.trim().parse().ok());
         // A lost or damaged counter: no live ticket may be overtaken.
         let in_line = self.tickets()?.last().map_or(0, |(number, _, _)| *number);
-        let next = counted.unwrap_or(0).max(in_line) + 1;
+        let next = counted.unwrap_or_else(first_number).max(in_line) + 1;
         file.write_all_at(format!("{next:020}").as_bytes(), 0)
             .map_err(|source| MutexError::File { path, source })?;
         Ok(next)
@@ -240,6 +243,13 @@ impl Ticket {
     }
 }
 
+/// Where the numbers of a new line start: milliseconds since 1970. The folder may be gone after a
+/// restart of the machine; its next numbers are greater than those before all the same, since nobody
+/// joins a thousand times a second for long.
+fn first_number() -> u64 {
+    u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0)
+}
+
 fn file_name(number: u64, mode: Mode) -> String {
     match mode {
         Mode::Exclusive => format!("{number:010}.x"),
@@ -288,6 +298,21 @@ mod tests {
         let number = first.number;
         first.remove().unwrap();
         assert_eq!(folder.append(&guard, Mode::Shared).unwrap().number, number + 1);
+    }
+
+    #[test]
+    fn rule_1_numbers_grow_also_when_the_folder_was_lost() {
+        let (root, folder) = folder();
+        let number = folder.append(&folder.guard().unwrap(), Mode::Exclusive).unwrap().number;
+        let before = first_number();
+        std::fs::remove_dir_all(root.path().join("log")).unwrap();
+        // The clock's next millisecond: numbers are compared across restarts, not within one.
+        while first_number() == before {
+            std::hint::spin_loop();
+        }
+        let again = Folder::open(root.path(), &"log".parse().unwrap()).unwrap();
+        let ticket = again.append(&again.guard().unwrap(), Mode::Exclusive).unwrap();
+        assert!(ticket.number > number, "{} after {number}", ticket.number);
     }
 
     #[test]

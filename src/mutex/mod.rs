@@ -6,12 +6,13 @@
 //!     guard                a named-lock mutex, held for the moments in which the line changes
 //!     next                 the last number that was given out
 //!     os.lock              the plain OS mutex (flock): other tools join in here
-//!     line/0000000042.x    a ticket: its number; x exclusive, s shared, s4 shared with at most 4
+//!     line/1795624862042.x a ticket: its number; x exclusive, s shared, s4 shared with at most 4
 //! ```
 //!
 //! The rules; tests cite their numbers.
 //!
-//! 1. Numbers are given under `guard` and only grow: the order of the line is their order.
+//! 1. Numbers are given under `guard` and only grow, also when the folder was lost in between: the
+//!    order of the line is their order, and a holder's number is its fencing number.
 //! 2. Who waits or holds keeps its ticket locked. A ticket whose lock can be had is dead; who finds
 //!    it removes it, under `guard`. A ticket's owner may remove its own at any time.
 //! 3. Each claim has a limit: how many may hold while it does (exclusive 1, at most N: N, shared: no

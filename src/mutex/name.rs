@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::script::{NameError, check_name, check_text};
+use crate::script::{NameError, check_name, check_text, variable};
 
 /// The name of a mutex: 1 to 250 of the characters `A-Z a-z 0-9 . _ -`, not starting with a dot or a
 /// dash.
@@ -42,6 +42,11 @@ impl MutexName {
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The name as a part of an environment variable's: `iis-metabase` becomes `IIS_METABASE`.
+    pub fn as_variable(&self) -> String {
+        variable(&self.0)
     }
 
     /// Whether it is the machine mutex.

@@ -12,7 +12,7 @@ use super::job::Report;
 use super::tree::{self, Pipes, StartError, Tree};
 use super::{Signals, SuperviseError, Supervision, chain};
 use crate::journal::Writer;
-use crate::mutex::Hold;
+use crate::mutex::{Hold, holder};
 use crate::script::{Outcome, OutcomeKind, Stream};
 
 /// How much is read at once: one record.
@@ -36,7 +36,8 @@ impl Supervision {
         let failed = |error: &dyn std::error::Error| StartError::Agent(chain(error));
         hold.make_inheritable().map_err(|e| failed(&e))?;
         self.report(&Report::Starting).map_err(|e| failed(&e))?;
-        Tree::start(&self.job)
+        let fences = holder::fences(hold, &self.job.claims);
+        Tree::start(&self.job, fences)
     }
 
     fn follow(&mut self, tree: &mut Tree, pipes: Pipes) -> Outcome {

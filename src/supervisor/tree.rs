@@ -86,8 +86,11 @@ pub(super) struct Pipes {
 }
 
 impl Tree {
-    /// Starts the script.
-    pub(super) fn start(job: &Job) -> Result<(Self, Pipes), StartError> {
+    /// Starts the script, with the fencing numbers of its mutexes in its environment.
+    pub(super) fn start(
+        job: &Job,
+        fences: Vec<(String, String)>,
+    ) -> Result<(Self, Pipes), StartError> {
         let agent = |text: &str| StartError::Agent(text.to_owned());
         let (name, arguments) = job.command.split_first().ok_or_else(|| agent("nothing to run"))?;
         if !job.directory.is_dir() {
@@ -103,6 +106,7 @@ impl Tree {
             .args(arguments)
             .env_clear()
             .envs(&job.environment)
+            .envs(fences)
             .current_dir(&job.directory)
             .stdin(Stdio::null())
             .stdout(stdout_writer)

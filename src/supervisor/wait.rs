@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::job::Report;
 use super::{SuperviseError, Supervision};
-use crate::mutex::{Advance, Hold};
+use crate::mutex::{Advance, Claimant, Hold};
 use crate::script::OutcomeKind;
 
 /// How the wait ended.
@@ -20,8 +20,8 @@ impl Supervision {
     /// Waits in the lines of the job's mutexes.
     pub(super) fn wait(&mut self) -> Result<Waited, SuperviseError> {
         let deadline = self.job.queue_time.and_then(|(left, _)| Instant::now().checked_add(left));
-        let mut hold =
-            Hold::join(&self.job.mutexes, &self.job.claims, self.job.claimant.clone(), true)?;
+        let who = Claimant { pid: std::process::id(), ..self.job.claimant.clone() };
+        let mut hold = Hold::join(&self.job.mutexes, &self.job.claims, who, true)?;
         self.report(&Report::Joined)?;
         let mut told = Vec::new();
         loop {

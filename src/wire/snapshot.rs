@@ -116,6 +116,7 @@ impl From<Party> for v1::Claimant {
             labels: who.labels.into_iter().collect(),
             exclusive,
             since: Some(to_timestamp(since)),
+            reason: who.reason,
         }
     }
 }
@@ -129,6 +130,7 @@ impl From<v1::Claimant> for Party {
             script_id: (!message.script_id.is_empty()).then_some(message.script_id),
             command: message.command,
             labels: message.labels.into_iter().collect(),
+            reason: message.reason,
             waits_since: since.unwrap_or(Timestamp::UNIX_EPOCH),
             holds_since: since,
         };
