@@ -132,3 +132,38 @@ async fn a_port_in_use_is_a_clear_error() {
     assert_eq!(code, 70);
     assert!(error.contains(&address) && error.contains("in use"), "{error}");
 }
+
+#[test]
+fn the_status_of_a_mutex_names_holders_waiters_and_those_outside_baton() {
+    let world = World::new();
+    let (code, text, _) = finish(world.baton().args(["mutex", "status"]));
+    assert!(code == 0 && text.starts_with("nobody holds or wants"), "{text}");
+    let gate = world.gate();
+    let hold = format!("echo on; {}", gate.wait());
+    let words = ["mutex", "run", "--reason", "backup", "log", "--", "sh", "-c", &hold];
+    let mut holder = spawn(world.baton().args(words).stdout(Stdio::piped()));
+    let mut out = std::io::BufReader::new(holder.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut out, &mut String::new()).unwrap();
+    let mut waiter = spawn(
+        world.baton().args(["mutex", "run", "-s", "log", "--", "true"]).stderr(Stdio::piped()),
+    );
+    // It says that it waits, so it is in the line.
+    let mut told = std::io::BufReader::new(waiter.stderr.take().unwrap());
+    std::io::BufRead::read_line(&mut told, &mut String::new()).unwrap();
+    let (_, path, _) = finish(world.baton().args(["mutex", "path", "web"]));
+    let outside = std::fs::File::open(path.trim()).unwrap();
+    rustix::fs::flock(&outside, rustix::fs::FlockOperation::LockExclusive).unwrap();
+
+    let (_, json, _) = finish(world.baton().args(["mutex", "status", "--json"]));
+    let rows: Vec<serde_json::Value> =
+        json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((&rows[0]["mutex"], &rows[1]["mutex"]), (&"log".into(), &"web".into()));
+    assert_eq!(rows[0]["holders"][0]["pid"], holder.id());
+    assert_eq!(rows[0]["holders"][0]["reason"], "backup");
+    assert_eq!(rows[0]["waiters"][0]["pid"], waiter.id());
+    assert_eq!(rows[1]["foreign"][0]["pid"], std::process::id());
+    let (_, table, _) = finish(world.baton().args(["mutex", "status", "log"]));
+    assert!(table.contains("holds") && table.contains("waits #1"), "{table}");
+    gate.open();
+    assert!(holder.wait().unwrap().success() && waiter.wait().unwrap().success());
+}

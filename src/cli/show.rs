@@ -78,7 +78,8 @@ fn wait_json(wait: &Wait) -> Value {
     })
 }
 
-fn party_json(party: &Party) -> Value {
+/// Somebody who holds or wants a mutex as JSON.
+pub(super) fn party_json(party: &Party) -> Value {
     let who = &party.who;
     json!({
         "script_id": who.script_id,

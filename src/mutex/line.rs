@@ -73,6 +73,7 @@ pub(super) struct Folder {
 /// A live ticket of somebody else.
 #[derive(Debug)]
 pub(super) struct Other {
+    pub(super) number: u64,
     pub(super) mode: Mode,
     /// Open, for its JSON and to sleep in its lock.
     pub(super) file: File,
@@ -152,9 +153,9 @@ impl Folder {
         let mut before = self.tickets()?;
         before.retain(|(other, _, _)| *other < number);
         let mut live = Vec::with_capacity(before.len());
-        for (_, mode, path) in before {
+        for (number, mode, path) in before {
             if let Some(file) = open_living(&path)? {
-                live.push(Other { mode, file });
+                live.push(Other { number, mode, file });
             }
         }
         Ok(live)

@@ -38,6 +38,7 @@ pub mod line;
 pub mod name;
 pub mod os;
 pub mod policy;
+pub mod status;
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! `baton mutex`: named mutexes for people and scripts. No agent is needed.
+//! `baton mutex run`: a command under named mutexes.
 
 use std::ffi::OsString;
 use std::io;
@@ -7,10 +7,10 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, ExitCode, ExitStatus};
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::Args;
 
-use super::failure::{Failure, code, complain};
-use super::time_limit;
+use crate::cli::failure::{Failure, code, complain};
+use crate::cli::time_limit;
 use crate::config::Directories;
 use crate::mutex::holder::{self, HolderError, Patience, Ran, Wish};
 use crate::mutex::{Blocked, Claim, Mode, MutexName};
@@ -20,7 +20,7 @@ use crate::snapshot::Wait;
 /// The longest reason, in bytes.
 const MAX_REASON_BYTES: usize = 256;
 
-const EXAMPLES: &str = "\
+pub(super) const EXAMPLES: &str = "\
 Examples:
   baton mutex run log -- sh -c 'date >> /var/log/deploy.log'
   baton mutex run --timeout 5m iis-metabase -- ./configure-site.sh
@@ -30,26 +30,13 @@ Examples:
 Exit status: the command's own; 75 when a mutex was not obtained in time, 126/127 when the command
 could not be started, 70 when the mutex folder can't be used.";
 
-/// Protect commands with named mutexes that all processes of the machine share
-#[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
-pub(super) struct MutexArgs {
-    #[command(subcommand)]
-    command: MutexCommand,
-}
-
-#[derive(Debug, Subcommand)]
-enum MutexCommand {
-    Run(RunArgs),
-}
-
 /// Run a command while holding one or more mutexes
 ///
 /// It waits in order of arrival. The mutex is free again when the command ends, however it ends; if
 /// this command is killed, when the last process that it started has ended.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-struct RunArgs {
+pub(super) struct RunArgs {
     /// Hold them together with others that are shared
     #[arg(long, short)]
     shared: bool,
@@ -82,8 +69,7 @@ struct RunArgs {
     words: Vec<OsString>,
 }
 
-pub(super) fn mutex(args: MutexArgs, folders: &Directories) -> Result<ExitCode, Failure> {
-    let MutexCommand::Run(args) = args.command;
+pub(super) fn run(args: &RunArgs, folders: &Directories) -> Result<ExitCode, Failure> {
     let (names, command) = split(&args.words)?;
     let mode = match args.at_most {
         Some(n) => Mode::AtMost(n),
@@ -103,7 +89,7 @@ pub(super) fn mutex(args: MutexArgs, folders: &Directories) -> Result<ExitCode, 
             complain(&format!("baton: {}", describe(blocked)));
         }
     };
-    let wish = Wish { claims, patience, reason: args.reason };
+    let wish = Wish { claims, patience, reason: args.reason.clone() };
     match holder::run(&folders.mutex, wish, &mut process, tell)? {
         Ran::Ended(status) => Ok(exit_code(status)),
         Ran::Busy(blocked) => {

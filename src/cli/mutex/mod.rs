@@ -1,0 +1,47 @@
+//! `baton mutex`: named mutexes for people and scripts. No agent is needed.
+
+mod run;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::failure::Failure;
+use super::screen::write_out;
+use crate::config::Directories;
+use crate::mutex::MutexName;
+
+/// Protect commands with named mutexes that all processes of the machine share
+#[derive(Debug, Args)]
+#[command(after_help = run::EXAMPLES)]
+pub(super) struct MutexArgs {
+    #[command(subcommand)]
+    command: MutexCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum MutexCommand {
+    Run(run::RunArgs),
+    Status(status::StatusArgs),
+    /// Print the path of a mutex's plain lock file, for flock(1) and other tools
+    ///
+    /// Who locks that file (flock, exclusive or shared) excludes and is excluded; for example:
+    /// flock "$(baton mutex path log)" -c 'date >> log'
+    Path {
+        /// The mutex
+        name: MutexName,
+    },
+}
+
+pub(super) fn mutex(args: MutexArgs, folders: &Directories) -> Result<ExitCode, Failure> {
+    match args.command {
+        MutexCommand::Run(args) => run::run(&args, folders),
+        MutexCommand::Status(args) => status::status(&args, folders),
+        MutexCommand::Path { name } => {
+            let path = crate::mutex::status::os_lock_path(&folders.mutex, &name)?;
+            write_out(format!("{}\n", path.display()).as_bytes())?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

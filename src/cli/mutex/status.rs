@@ -1,0 +1,126 @@
+//! `baton mutex status`: who holds, who waits, who has the plain lock without baton.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::cli::failure::{Failure, code};
+use crate::cli::screen::{write_json, write_out};
+use crate::cli::show::{self, Table};
+use crate::config::Directories;
+use crate::mutex::status::{self, Foreign, Standing, Status};
+use crate::mutex::{Mode, MutexError, MutexName, Party};
+use crate::snapshot;
+
+const EXAMPLES: &str = "\
+Examples:
+  baton mutex status              all mutexes that somebody holds or wants
+  baton mutex status log          one of them
+  baton mutex status --json       one line of JSON for each";
+
+/// Show who holds a mutex, who waits, and who has its plain lock without baton
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct StatusArgs {
+    /// The mutex. Default: all that are not free
+    name: Option<MutexName>,
+    /// Print JSON, one line for each mutex
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn status(args: &StatusArgs, folders: &Directories) -> Result<ExitCode, Failure> {
+    let root = &folders.mutex;
+    let names = match &args.name {
+        Some(name) => vec![name.clone()],
+        None => status::names(root)?,
+    };
+    let mut all = Vec::new();
+    for name in &names {
+        all.push(status::status(root, name)?);
+    }
+    if args.name.is_none() {
+        all.retain(|status| !status.is_free());
+    }
+    if args.json {
+        for status in &all {
+            write_json(&status_json(status))?;
+        }
+    } else {
+        write_out(render(&all, &root.display().to_string()).as_bytes())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn render(all: &[Status], root: &str) -> String {
+    if all.iter().all(Status::is_free) {
+        return format!("nobody holds or wants a mutex in {root}\n");
+    }
+    let mut table = Table::new(&["MUTEX", "STATE", "FOR", "MODE", "TICKET", "WHO"]);
+    for status in all {
+        let name = status.name.to_string();
+        for foreign in &status.foreign {
+            let mode = if foreign.exclusive { "exclusive" } else { "shared" };
+            let row = ["holds", "-", mode, "-"].map(str::to_owned);
+            table.row([name.clone()].into_iter().chain(row).chain([outsider(foreign)]).collect());
+        }
+        for standing in status.holders() {
+            table.row(row(&name, "holds".to_owned(), standing));
+        }
+        for (place, standing) in (1..).zip(status.waiters()) {
+            table.row(row(&name, format!("waits #{place}"), standing));
+        }
+    }
+    table.render()
+}
+
+fn row(name: &str, state: String, standing: &Standing) -> Vec<String> {
+    let Standing { ticket, mode, who } = standing;
+    let since = who.holds_since.unwrap_or(who.waits_since);
+    let party = Party { who: who.clone(), exclusive: mode.is_exclusive() };
+    let (for_how_long, mode) = (show::since(since), mode_name(*mode));
+    let who = snapshot::describe(&party);
+    vec![name.to_owned(), state, for_how_long, mode, ticket.to_string(), who]
+}
+
+fn outsider(foreign: &Foreign) -> String {
+    let command = if foreign.command.is_empty() { "ended" } else { &foreign.command };
+    format!("pid {} ({command}), without baton", foreign.pid)
+}
+
+fn mode_name(mode: Mode) -> String {
+    match mode {
+        Mode::Exclusive => "exclusive".to_owned(),
+        Mode::Shared => "shared".to_owned(),
+        Mode::AtMost(n) => format!("shared ≤{n}"),
+    }
+}
+
+fn status_json(status: &Status) -> Value {
+    let foreign = status.foreign.iter().map(|Foreign { pid, command, exclusive }| {
+        json!({"pid": pid, "command": command, "exclusive": exclusive})
+    });
+    json!({
+        "mutex": status.name,
+        "holders": status.holders().iter().map(standing_json).collect::<Vec<_>>(),
+        "waiters": status.waiters().iter().map(standing_json).collect::<Vec<_>>(),
+        "foreign": foreign.collect::<Vec<_>>(),
+    })
+}
+
+fn standing_json(standing: &Standing) -> Value {
+    let party = Party { who: standing.who.clone(), exclusive: standing.mode.is_exclusive() };
+    let mut value = show::party_json(&party);
+    value["ticket"] = json!(standing.ticket);
+    if let Mode::AtMost(n) = standing.mode {
+        value["at_most"] = json!(n);
+    }
+    value
+}
+
+impl From<MutexError> for Failure {
+    fn from(error: MutexError) -> Self {
+        Self::new(code::INTERNAL, error)
+    }
+}

@@ -1,0 +1,209 @@
+//! Looking at the lines without taking part: who holds, who waits, and who has the plain OS lock
+//! without baton.
+//!
+//! It never changes an order: it takes the guard as a claim does, and removes dead tickets as any
+//! claim would (rule 2 of [`crate::mutex`]).
+
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use super::line::{Claimant, Folder};
+use super::{Mode, MutexError, MutexName, policy};
+
+/// How a mutex stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// Which mutex.
+    pub name: MutexName,
+    /// Who is in its line, in order.
+    pub line: Vec<Standing>,
+    /// How many of them, from the front on, hold it.
+    pub holding: usize,
+    /// Who has the plain OS lock without being in the line.
+    pub foreign: Vec<Foreign>,
+}
+
+/// Somebody in a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The number of its ticket.
+    pub ticket: u64,
+    /// How it claims the mutex.
+    pub mode: Mode,
+    /// Who it is.
+    pub who: Claimant,
+}
+
+/// A process that has the plain OS lock without baton.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Foreign {
+    /// The process that took the lock; it may have left it to a child.
+    pub pid: u32,
+    /// Its command line; empty when it has ended.
+    pub command: String,
+    /// Whether it has it alone.
+    pub exclusive: bool,
+}
+
+impl Status {
+    /// Those who hold the mutex.
+    pub fn holders(&self) -> &[Standing] {
+        &self.line[..self.holding]
+    }
+
+    /// Those who wait, in order.
+    pub fn waiters(&self) -> &[Standing] {
+        &self.line[self.holding..]
+    }
+
+    /// Whether nobody wants it.
+    pub fn is_free(&self) -> bool {
+        self.line.is_empty() && self.foreign.is_empty()
+    }
+}
+
+/// The mutexes that were ever used below a root, by name.
+///
+/// # Errors
+/// When the folder can't be read.
+pub fn names(root: &Path) -> Result<Vec<MutexName>, MutexError> {
+    let failed = |source| MutexError::Folder { path: root.to_owned(), source };
+    let entries = match std::fs::read_dir(root) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        names.extend(name.filter(|_| entry.path().join("line").is_dir()));
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// How the mutex `name` stands; one that was never used is free.
+///
+/// # Errors
+/// When its folder can't be used.
+pub fn status(root: &Path, name: &MutexName) -> Result<Status, MutexError> {
+    let mut status =
+        Status { name: name.clone(), line: Vec::new(), holding: 0, foreign: Vec::new() };
+    if !root.join(name.as_str()).is_dir() {
+        return Ok(status);
+    }
+    let folder = Folder::open(root, name)?;
+    let others = {
+        let guard = folder.guard()?;
+        folder.live_before(&guard, u64::MAX)?
+    };
+    status.line = others
+        .iter()
+        .map(|other| Standing { ticket: other.number, mode: other.mode, who: other.claimant() })
+        .collect();
+    let modes: Vec<Mode> = others.iter().map(|other| other.mode).collect();
+    status.holding = policy::holding(&modes);
+    let locks = locks_of(&folder.os_lock_path())?;
+    status.foreign = locks
+        .into_iter()
+        .filter(|lock| !status.line.iter().any(|s| s.who.pid == lock.pid))
+        .collect();
+    // With the plain lock in other hands, the first of the line is only next.
+    let first_is_exclusive = modes.first().is_some_and(|mode| mode.is_exclusive());
+    if status.foreign.iter().any(|foreign| foreign.exclusive || first_is_exclusive) {
+        status.holding = 0;
+    }
+    Ok(status)
+}
+
+/// The folder in which a line changes, for who watches it.
+pub fn line_folder(root: &Path, name: &MutexName) -> PathBuf {
+    root.join(name.as_str()).join("line")
+}
+
+/// The path of the plain OS lock, made if need be.
+///
+/// # Errors
+/// When the folder can't be made.
+pub fn os_lock_path(root: &Path, name: &MutexName) -> Result<PathBuf, MutexError> {
+    let folder = Folder::open(root, name)?;
+    drop(folder.open_os_lock()?);
+    Ok(folder.os_lock_path())
+}
+
+/// Who has a lock on a file, by the kernel's list.
+fn locks_of(path: &Path) -> Result<Vec<Foreign>, MutexError> {
+    let failed = |source| MutexError::File { path: path.to_owned(), source };
+    let inode = match path.symlink_metadata() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed)?.ino(),
+    };
+    let list = std::fs::read_to_string("/proc/locks").map_err(failed)?;
+    Ok(list.lines().filter_map(|line| parse_lock(line, inode)).collect())
+}
+
+/// A line such as `3: FLOCK  ADVISORY  WRITE 7104 fe:00:2102 0 EOF`. Those who wait have `->`.
+fn parse_lock(line: &str, inode: u64) -> Option<Foreign> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [_, "FLOCK", _, access, pid, file, ..] = fields.as_slice() else {
+        return None;
+    };
+    if file.rsplit(':').next()?.parse() != Ok(inode) {
+        return None;
+    }
+    let pid: u32 = pid.parse().ok()?;
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+    let command = crate::script::shorten(words.join(" ").trim_end(), 80);
+    Some(Foreign { pid, command, exclusive: *access == "WRITE" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mutex::{Advance, Claim, Hold, os};
+
+    #[test]
+    fn a_line_of_the_kernel_s_list_is_read_and_others_are_not() {
+        let line = "3: FLOCK  ADVISORY  WRITE 1 fe:00:2102 0 EOF";
+        let found = parse_lock(line, 2102).unwrap();
+        assert_eq!((found.pid, found.exclusive), (1, true));
+        assert_eq!(parse_lock(line, 2103), None);
+        assert_eq!(parse_lock("3: -> FLOCK  ADVISORY  WRITE 1 fe:00:2102 0 EOF", 2102), None);
+        assert_eq!(parse_lock("4: POSIX  ADVISORY  WRITE 1 fe:00:2102 0 EOF", 2102), None);
+    }
+
+    #[test]
+    fn holders_waiters_and_outsiders_are_told_apart() {
+        let root = tempfile::tempdir().unwrap();
+        let name: MutexName = "log".parse().unwrap();
+        let claim = |mode| [Claim { name: name.clone(), mode }];
+        let join = |mode, what: &str| {
+            let who = Claimant::this_process(what.to_owned());
+            let mut place = Hold::join(root.path(), &claim(mode), who, false).unwrap();
+            let held = matches!(place.advance().unwrap(), Advance::Held);
+            (place, held)
+        };
+        assert!(status(root.path(), &name).unwrap().is_free());
+        assert!(names(root.path()).unwrap().is_empty());
+        let (holder, held) = join(Mode::Exclusive, "first");
+        let (waiter, waits) = join(Mode::Shared, "second");
+        assert!(held && !waits);
+        let seen = status(root.path(), &name).unwrap();
+        assert_eq!((seen.holders().len(), seen.waiters().len()), (1, 1));
+        assert_eq!(seen.holders()[0].who.command, "first");
+        assert_eq!(seen.foreign, []);
+        assert_eq!(names(root.path()).unwrap(), std::slice::from_ref(&name));
+        holder.release().unwrap();
+        waiter.release().unwrap();
+        assert!(status(root.path(), &name).unwrap().is_free());
+
+        let outside = std::fs::File::open(os_lock_path(root.path(), &name).unwrap()).unwrap();
+        assert!(os::try_lock_exclusive(&outside).unwrap());
+        let seen = status(root.path(), &name).unwrap();
+        assert_eq!(seen.foreign.len(), 1);
+        assert_eq!(seen.foreign[0].pid, std::process::id());
+        assert!(seen.foreign[0].exclusive);
+    }
+}
