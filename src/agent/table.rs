@@ -241,6 +241,7 @@ impl Living {
             command: self.spec.summary(),
             labels: self.spec.labels.clone(),
             reason: String::new(),
+            within: Vec::new(),
             waits_since: self.queued_at,
             holds_since: self.started_at,
         }

@@ -25,6 +25,11 @@ pub(super) struct Reach {
 }
 
 impl Reach {
+    /// Whether it is this machine's agent.
+    pub(super) fn is_here(&self) -> bool {
+        self.target.is_none()
+    }
+
     /// Connects to the agent; on this machine one must run.
     pub(super) async fn client(&self, folders: &Directories) -> Result<Client, Failure> {
         let channel = match &self.target {

@@ -17,6 +17,7 @@ use super::screen::{Screen, write_json, write_out};
 use super::{key_value, show, time_limit};
 use crate::client::{Client, Following};
 use crate::config::Directories;
+use crate::mutex::deadlock::{self, HELD_VARIABLE};
 use crate::mutex::{ExclusiveKey, MutexName};
 use crate::script::{Isolation, ScriptId};
 use crate::spec::{MAX_BODY_BYTES, Spec, SpecError, SpecFile, What};
@@ -108,6 +109,9 @@ pub(super) async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode,
     if args.detach {
         return detach(&args, &folders, spec).await;
     }
+    if args.reach.is_here() {
+        refuse_to_wait_for_oneself(&spec, &folders)?;
+    }
     let (client, embedded) = args.reach.client_or_embedded(&folders).await?;
     let id = spec.script_id.clone();
     let goes_on = embedded.is_none();
@@ -120,6 +124,23 @@ pub(super) async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode,
         complain(&format!("baton: nobody reads the output; the script goes on: baton logs {id}"));
     }
     result
+}
+
+/// A script that waits for another one, which waits for the script's own mutex, would wait for ever.
+fn refuse_to_wait_for_oneself(spec: &Spec, folders: &Directories) -> Result<(), Failure> {
+    let held = std::env::var(HELD_VARIABLE).unwrap_or_default();
+    let held = deadlock::from_variable(&held);
+    match crate::mutex::status::conflict(&folders.mutex, &held, &spec.claims())? {
+        Some(held) => Err(Failure::new(
+            code::BUSY,
+            anyhow::anyhow!(
+                "it would wait for itself: what runs this command holds `{}`",
+                held.mutex
+            ),
+        )
+        .hint("--detach doesn't wait; --mutex names another mutex; --observe takes none")),
+        None => Ok(()),
+    }
 }
 
 async fn detach(args: &RunArgs, folders: &Directories, spec: Spec) -> Result<ExitCode, Failure> {

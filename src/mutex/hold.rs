@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
+use super::deadlock::{self, Held};
 use super::line::{Claimant, Folder, Other, Party, Ticket};
 use super::os::{self, Waker};
-use super::{Claim, Mode, MutexError, MutexName, policy};
+use super::{Claim, Mode, MutexError, MutexName, policy, status};
 
 /// How many waiters ahead are named; the others are counted.
 pub const MAX_NAMED_AHEAD: usize = 16;
@@ -27,9 +28,16 @@ pub struct Hold {
     places: Vec<Place>,
     who: Claimant,
     waker: Waker,
-    /// The folders to watch once it has to wait. Most claims never do, and a watcher costs many
-    /// milliseconds when its process ends.
-    to_follow: Vec<PathBuf>,
+    first_wait: Option<FirstWait>,
+}
+
+/// What is done once, when a claim has to wait. Most claims never do.
+#[derive(Debug)]
+struct FirstWait {
+    root: PathBuf,
+    /// The folders to watch; none when nobody is told. A watcher costs many milliseconds when its
+    /// process ends.
+    follow: Vec<PathBuf>,
 }
 
 /// What a waiter is told.
@@ -96,8 +104,9 @@ impl Hold {
             .iter()
             .map(|claim| Folder::open(root, &claim.name))
             .collect::<Result<Vec<_>, _>>()?;
-        let to_follow =
+        let follow =
             if follow { folders.iter().map(Folder::line_path).collect() } else { Vec::new() };
+        let first_wait = Some(FirstWait { root: root.to_owned(), follow });
         let waker = Waker::new()?;
         let guards = folders.iter().map(Folder::guard).collect::<Result<Vec<_>, _>>()?;
         let mut places = Vec::with_capacity(claims.len());
@@ -107,21 +116,60 @@ impl Hold {
             let (stage, slept_on) = (Stage::InLine, Vec::new());
             places.push(Place { name: claim.name, folder, ticket, stage, slept_on });
         }
-        Ok(Self { places, who, waker, to_follow })
+        Ok(Self { places, who, waker, first_wait })
     }
 
     /// Looks at the lines and goes as far as it can. Never blocks.
     ///
     /// # Errors
-    /// When a mutex folder can't be used any more.
+    /// When a mutex folder can't be used any more, or it would wait for itself (rule 9).
     pub fn advance(&mut self) -> Result<Advance, MutexError> {
         let advance = self.look()?;
-        if matches!(advance, Advance::Held) || self.to_follow.is_empty() {
+        if matches!(advance, Advance::Held) {
+            return Ok(advance);
+        }
+        let Some(first_wait) = self.first_wait.take() else {
+            return Ok(advance);
+        };
+        self.refuse_deadlock(&first_wait.root)?;
+        if first_wait.follow.is_empty() {
             return Ok(advance);
         }
         // Watched, then looked at again: a change in between is seen.
-        self.waker.follow(&std::mem::take(&mut self.to_follow))?;
+        self.waker.follow(&first_wait.follow)?;
         self.look()
+    }
+
+    /// Rule 9. Only a claim that was made under others can close a cycle.
+    fn refuse_deadlock(&self, root: &Path) -> Result<(), MutexError> {
+        if self.who.within.is_empty() {
+            return Ok(());
+        }
+        let mine = self.tickets();
+        let look = || {
+            let lines = status::names(root)?
+                .iter()
+                // Lines that this user may not read can't be part of what it is told.
+                .filter_map(|name| status::status(root, name).ok())
+                .collect::<Vec<_>>();
+            Ok(deadlock::cycle(&lines, &mine, &self.who.within))
+        };
+        // Seen twice: the lines are not read in one moment.
+        match look()?.map_or(Ok(None), |_| look())? {
+            Some(cycle) => Err(MutexError::Deadlock(cycle)),
+            None => Ok(()),
+        }
+    }
+
+    /// Its tickets, by the names of their mutexes.
+    pub fn tickets(&self) -> Vec<Held> {
+        let held = |place: &Place| Held { mutex: place.name.clone(), ticket: place.ticket.number };
+        self.places.iter().map(held).collect()
+    }
+
+    /// Its tickets and those that it was made under: what a protected command runs under.
+    pub fn held(&self) -> Vec<Held> {
+        self.who.within.iter().cloned().chain(self.tickets()).collect()
     }
 
     fn look(&mut self) -> Result<Advance, MutexError> {

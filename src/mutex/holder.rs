@@ -17,6 +17,7 @@ use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::origin::WithOrigin;
 use signal_hook::low_level::siginfo::{Cause, Origin};
 
+use super::deadlock::{self, HELD_VARIABLE};
 use super::{Advance, Blocked, Claim, Claimant, Hold, MutexError};
 
 /// How long to wait for the mutexes.
@@ -75,7 +76,9 @@ pub fn run(
     mut tell: impl FnMut(&[Blocked]),
 ) -> Result<Ran, HolderError> {
     let line = command_line(command);
-    let who = Claimant { reason: wish.reason, ..Claimant::this_process(line) };
+    let within = std::env::var(HELD_VARIABLE).unwrap_or_default();
+    let within = deadlock::from_variable(&within);
+    let who = Claimant { reason: wish.reason, within, ..Claimant::this_process(line) };
     let mut hold = Hold::join(root, &wish.claims, who, true)?;
     let deadline = match wish.patience {
         Patience::Unlimited => None,
@@ -95,7 +98,7 @@ pub fn run(
         sleep(&hold, deadline)?;
     }
     hold.make_inheritable()?;
-    command.envs(fences(&hold, &wish.claims));
+    command.envs(variables(&hold, &wish.claims));
     // Before the start: no signal is missed.
     let mut signals = SignalsInfo::<WithOrigin>::new([
         SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2,
@@ -113,14 +116,16 @@ pub fn run(
 /// behind it, that of each.
 pub const FENCE_VARIABLE: &str = "BATON_MUTEX_FENCE";
 
-/// What a protected command is told about its mutexes.
-pub fn fences(hold: &Hold, claims: &[Claim]) -> Vec<(String, String)> {
+/// What a protected command is told about its mutexes: their fencing numbers, and under which tickets
+/// it runs.
+pub fn variables(hold: &Hold, claims: &[Claim]) -> Vec<(String, String)> {
     let fence = |claim: &Claim| hold.fence(&claim.name).map(|number| number.to_string());
     let first = claims.first().and_then(fence).map(|number| (FENCE_VARIABLE.to_owned(), number));
     let each = claims.iter().filter_map(|claim| {
         Some((format!("{FENCE_VARIABLE}_{}", claim.name.as_variable()), fence(claim)?))
     });
-    first.into_iter().chain(each).collect()
+    let tickets = (HELD_VARIABLE.to_owned(), deadlock::to_variable(&hold.held()));
+    first.into_iter().chain(each).chain([tickets]).collect()
 }
 
 fn sleep(hold: &Hold, deadline: Option<Instant>) -> io::Result<()> {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::deadlock::Held;
 use super::os::{self, Guard};
 use super::{Mode, MutexError, MutexName};
 use crate::script::Labels;
@@ -34,6 +35,9 @@ pub struct Claimant {
     /// Why it wants the mutex, in the words of whoever started it; may be empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// The tickets under which it was made: its script or wrapper holds them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub within: Vec<Held>,
     /// Since when it waits.
     pub waits_since: Timestamp,
     /// Since when it may hold.

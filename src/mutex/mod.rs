@@ -30,8 +30,11 @@
 //! 8. Nothing in a mutex folder is removed but dead tickets; after taking `os.lock` its inode is
 //!    compared with the path's, so a file that a cleaner removed is noticed.
 //!
-//! What it does not do: find deadlocks between nested claims, break a hold.
+//! 9. A claim that would wait, in the end, for itself is refused ([`deadlock`]).
+//!
+//! What it does not do: break a hold.
 
+pub mod deadlock;
 pub mod hold;
 pub mod holder;
 pub mod line;
@@ -94,7 +97,22 @@ pub enum MutexError {
         #[source]
         source: std::io::Error,
     },
+    /// The claim would wait for itself (rule 9).
+    #[error("it would wait for itself: {}", describe(.0))]
+    Deadlock(Vec<deadlock::Step>),
     /// The operating system gave no means to sleep.
     #[error("no wake-up for a waiter")]
     Wake(#[source] std::io::Error),
+}
+
+/// A cycle in words.
+fn describe(cycle: &[deadlock::Step]) -> String {
+    let name = |party: &Party| match &party.who.script_id {
+        Some(id) => format!("script {id}"),
+        None => format!("pid {} ({})", party.who.pid, party.who.command),
+    };
+    let step = |step: &deadlock::Step| {
+        format!("{} waits for `{}` of {}", name(&step.waiter), step.mutex, name(&step.holder))
+    };
+    cycle.iter().map(step).collect::<Vec<_>>().join("; ")
 }

@@ -8,8 +8,9 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use super::deadlock::Held;
 use super::line::{Claimant, Folder};
-use super::{Mode, MutexError, MutexName, policy};
+use super::{Claim, Mode, MutexError, MutexName, policy};
 
 /// How a mutex stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,9 +118,29 @@ pub fn status(root: &Path, name: &MutexName) -> Result<Status, MutexError> {
     Ok(status)
 }
 
-/// The folder in which a line changes, for who watches it.
-pub fn line_folder(root: &Path, name: &MutexName) -> PathBuf {
-    root.join(name.as_str()).join("line")
+/// The ticket among those `held` that keeps one of these claims waiting for as long as it lives.
+///
+/// # Errors
+/// When a mutex folder can't be used.
+pub fn conflict<'a>(
+    root: &Path,
+    held: &'a [Held],
+    claims: &[Claim],
+) -> Result<Option<&'a Held>, MutexError> {
+    for held in held {
+        let Some(claim) = claims.iter().find(|claim| claim.name == held.mutex) else {
+            continue;
+        };
+        let line = status(root, &held.mutex)?.line;
+        let conflicts = |standing: &Standing| {
+            standing.ticket == held.ticket
+                && (standing.mode.is_exclusive() || claim.mode.is_exclusive())
+        };
+        if line.iter().any(conflicts) {
+            return Ok(Some(held));
+        }
+    }
+    Ok(None)
 }
 
 /// The path of the plain OS lock, made if need be.

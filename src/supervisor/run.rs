@@ -36,8 +36,8 @@ impl Supervision {
         let failed = |error: &dyn std::error::Error| StartError::Agent(chain(error));
         hold.make_inheritable().map_err(|e| failed(&e))?;
         self.report(&Report::Starting).map_err(|e| failed(&e))?;
-        let fences = holder::fences(hold, &self.job.claims);
-        Tree::start(&self.job, fences)
+        let mutexes = holder::variables(hold, &self.job.claims);
+        Tree::start(&self.job, mutexes)
     }
 
     fn follow(&mut self, tree: &mut Tree, pipes: Pipes) -> Outcome {

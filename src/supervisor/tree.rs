@@ -86,10 +86,10 @@ pub(super) struct Pipes {
 }
 
 impl Tree {
-    /// Starts the script, with the fencing numbers of its mutexes in its environment.
+    /// Starts the script, with what it is told about its mutexes in its environment.
     pub(super) fn start(
         job: &Job,
-        fences: Vec<(String, String)>,
+        mutexes: Vec<(String, String)>,
     ) -> Result<(Self, Pipes), StartError> {
         let agent = |text: &str| StartError::Agent(text.to_owned());
         let (name, arguments) = job.command.split_first().ok_or_else(|| agent("nothing to run"))?;
@@ -106,7 +106,7 @@ impl Tree {
             .args(arguments)
             .env_clear()
             .envs(&job.environment)
-            .envs(fences)
+            .envs(mutexes)
             .current_dir(&job.directory)
             .stdin(Stdio::null())
             .stdout(stdout_writer)

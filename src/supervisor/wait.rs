@@ -11,7 +11,7 @@ use crate::script::OutcomeKind;
 /// How the wait ended.
 pub(super) enum Waited {
     /// All mutexes are held.
-    Held(Hold),
+    Held(Box<Hold>),
     /// The script never starts.
     Over(OutcomeKind),
 }
@@ -26,7 +26,7 @@ impl Supervision {
         let mut told = Vec::new();
         loop {
             match hold.advance()? {
-                Advance::Held => return Ok(Waited::Held(hold)),
+                Advance::Held => return Ok(Waited::Held(Box::new(hold))),
                 Advance::Blocked(blocked) if blocked != told => {
                     self.report(&Report::Waiting { blocked: blocked.clone() })?;
                     told = blocked;

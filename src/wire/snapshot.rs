@@ -131,6 +131,7 @@ impl From<v1::Claimant> for Party {
             command: message.command,
             labels: message.labels.into_iter().collect(),
             reason: message.reason,
+            within: Vec::new(),
             waits_since: since.unwrap_or(Timestamp::UNIX_EPOCH),
             holds_since: since,
         };

@@ -13,7 +13,7 @@ use crate::cli::failure::{Failure, code, complain};
 use crate::cli::time_limit;
 use crate::config::Directories;
 use crate::mutex::holder::{self, HolderError, Patience, Ran, Wish};
-use crate::mutex::{Blocked, Claim, Mode, MutexName};
+use crate::mutex::{Blocked, Claim, Mode, MutexError, MutexName};
 use crate::script::check_text;
 use crate::snapshot::Wait;
 
@@ -90,7 +90,14 @@ pub(super) fn run(args: &RunArgs, folders: &Directories) -> Result<ExitCode, Fai
         }
     };
     let wish = Wish { claims, patience, reason: args.reason.clone() };
-    match holder::run(&folders.mutex, wish, &mut process, tell)? {
+    let ran = match holder::run(&folders.mutex, wish, &mut process, tell) {
+        Err(HolderError::Mutex(error @ MutexError::Deadlock(_))) => {
+            let failure = Failure::new(args.conflict_exit_code, error);
+            return Err(failure.hint("name all mutexes at once: `baton mutex run a b -- …`"));
+        }
+        other => other?,
+    };
+    match ran {
         Ran::Ended(status) => Ok(exit_code(status)),
         Ran::Busy(blocked) => {
             let text = anyhow::anyhow!("not obtained: {}", describe(&blocked));

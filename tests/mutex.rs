@@ -1,0 +1,111 @@
+//! Promise: named mutexes for any process: who would wait for itself is told so at once.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails here")]
+
+mod support;
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, ChildStderr, ChildStdout, Stdio};
+
+use support::{World, finish, spawn};
+
+/// `baton mutex run NAME` with a shell text, of which the streams are read line by line.
+struct Holder {
+    child: Child,
+    out: BufReader<ChildStdout>,
+    told: BufReader<ChildStderr>,
+}
+
+impl Holder {
+    fn start(world: &World, name: &str, text: &str) -> Self {
+        let mut command = world.baton();
+        command.args(["mutex", "run", name, "--", "sh", "-c", text]);
+        let mut child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let told = BufReader::new(child.stderr.take().unwrap());
+        Self { child, out, told }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.out.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn told(&mut self) -> String {
+        let mut line = String::new();
+        self.told.read_line(&mut line).unwrap();
+        line
+    }
+
+    /// Exit status, and what it still said.
+    fn end(mut self) -> (i32, String, String) {
+        let (mut out, mut told) = (String::new(), String::new());
+        self.out.read_to_string(&mut out).unwrap();
+        self.told.read_to_string(&mut told).unwrap();
+        (self.child.wait().unwrap().code().unwrap(), out, told)
+    }
+}
+
+#[test]
+fn of_two_that_would_wait_for_each_other_the_second_is_refused_and_the_cycle_named() {
+    let world = World::new();
+    let gates = [world.gate(), world.gate()];
+    let baton = support::BATON;
+    let text = |gate: &support::Gate, other: &str| {
+        format!("echo on; {}; {baton} mutex run {other} -- echo got it", gate.wait())
+    };
+    let mut first = Holder::start(&world, "a", &text(&gates[0], "b"));
+    let mut second = Holder::start(&world, "b", &text(&gates[1], "a"));
+    assert_eq!((first.line(), second.line()), ("on".to_owned(), "on".to_owned()));
+    gates[0].open();
+    assert!(first.told().contains("waiting, position 1: `b`"));
+    gates[1].open();
+    let (code, out, told) = second.end();
+    assert_eq!((code, out.as_str()), (75, ""));
+    assert!(told.starts_with("error: it would wait for itself"), "{told}");
+    assert!(told.contains("waits for `a`") && told.contains("waits for `b`"), "{told}");
+    assert!(told.contains("hint: name all mutexes at once"), "{told}");
+    // The first one is not harmed.
+    let (code, out, _) = first.end();
+    assert_eq!((code, out.as_str()), (0, "got it\n"));
+}
+
+#[test]
+fn a_claim_under_its_own_mutex_is_refused_also_inside_a_script() {
+    let world = World::new();
+    let baton = support::BATON;
+    let twice = ["mutex", "run", "a", "--", baton, "mutex", "run", "a", "--", "true"];
+    let (code, _, told) = finish(world.baton().args(twice));
+    assert_eq!(code, 75, "{told}");
+    let shared = ["mutex", "run", "-s", "a", "--", baton, "mutex", "run", "-s", "a", "--", "true"];
+    assert_eq!(finish(world.baton().args(shared)).0, 0);
+    // Inside a script only the folder of the mutexes is known: the others are the test's too.
+    let folder = world.path("inner").display().to_string();
+    let run = |inner: &str| {
+        let folders = format!("--config-dir {folder} --state-dir {folder} --runtime-dir {folder}");
+        finish(world.baton().args(["run", "-c", &format!("baton {folders} {inner}")]))
+    };
+    for inner in ["mutex run machine -- true", "run -c true", "run --bypass-mutex -c true"] {
+        let (code, _, told) = run(inner);
+        assert_eq!(code, 75, "{inner}: {told}");
+        assert!(told.contains("wait for itself"), "{inner}: {told}");
+    }
+    // What does not wait for the script itself is not refused.
+    for inner in ["mutex run log -- true", "run --observe -c true", "run --mutex other -c true"] {
+        let (code, _, told) = run(inner);
+        assert_eq!(code, 0, "{inner}: {told}");
+    }
+}
+
+/// What an ended wrapper left in the environment of a straggler means nothing.
+#[test]
+fn a_ticket_that_is_over_forbids_nothing() {
+    let world = World::new();
+    let mut command = world.baton();
+    command.args(["mutex", "run", "a", "--", "true"]).env("BATON_MUTEX_HELD", "a:1,b:2,nonsense");
+    assert_eq!(finish(&mut command).0, 0);
+    let mut command = world.baton();
+    command.args(["run", "-c", "true"]).env("BATON_MUTEX_HELD", "machine:1");
+    assert_eq!(finish(&mut command).0, 0);
+}
