@@ -109,3 +109,41 @@ fn a_ticket_that_is_over_forbids_nothing() {
     command.args(["run", "-c", "true"]).env("BATON_MUTEX_HELD", "machine:1");
     assert_eq!(finish(&mut command).0, 0);
 }
+
+#[test]
+fn who_waits_is_told_at_once_on_each_change_and_reminded_unless_quiet() {
+    let world = World::new();
+    let gates = [world.gate(), world.gate()];
+    let text = |gate: &support::Gate| format!("echo on; {}", gate.wait());
+    let mut first = Holder::start(&world, "log", &text(&gates[0]));
+    first.line();
+    let mut second = Holder::start(&world, "log", &text(&gates[1]));
+    assert!(second.told().contains("position 1"));
+    let words = ["mutex", "run", "--remind", "50ms", "log", "--", "true"];
+    let mut third = spawn(world.baton().args(words).stderr(Stdio::piped()));
+    let mut told = BufReader::new(third.stderr.take().unwrap());
+    let mut line = || {
+        let mut line = String::new();
+        told.read_line(&mut line).unwrap();
+        line
+    };
+    let at_once = line();
+    assert!(at_once.contains("position 2") && at_once.contains("1 waits before"), "{at_once}");
+    assert_eq!(line(), at_once, "a reminder");
+    gates[0].open();
+    assert_eq!(second.line(), "on");
+    let change = std::iter::repeat_with(&mut line).find(|line| *line != at_once).unwrap();
+    assert!(change.contains("position 1"), "{change}");
+    gates[1].open();
+    assert!(third.wait().unwrap().success());
+    assert_eq!((first.end().0, second.end().0), (0, 0));
+
+    let gate = world.gate();
+    let mut holder = Holder::start(&world, "log", &text(&gate));
+    holder.line();
+    let quiet = ["mutex", "run", "-q", "--timeout", "50ms", "log", "--", "true"];
+    let (code, _, told) = finish(world.baton().args(quiet));
+    assert_eq!((code, told.lines().count()), (75, 1), "only the error: {told}");
+    gate.open();
+    assert_eq!(holder.end().0, 0);
+}

@@ -62,10 +62,12 @@ pub struct Wish {
     pub patience: Patience,
     /// What others are told about why; may be empty.
     pub reason: String,
+    /// How often a wait is told again while nothing changes.
+    pub remind: Duration,
 }
 
-/// Takes the mutexes, runs the command, gives them back. `tell` hears who is in the way, at once and
-/// on each change.
+/// Takes the mutexes, runs the command, gives them back. `tell` hears who is in the way: at once, on
+/// each change, and as a reminder.
 ///
 /// # Errors
 /// When a mutex folder can't be used or a system call fails.
@@ -80,22 +82,9 @@ pub fn run(
     let within = deadlock::from_variable(&within);
     let who = Claimant { reason: wish.reason, within, ..Claimant::this_process(line) };
     let mut hold = Hold::join(root, &wish.claims, who, true)?;
-    let deadline = match wish.patience {
-        Patience::Unlimited => None,
-        Patience::Limited(limit) => Instant::now().checked_add(limit),
-        Patience::None => Some(Instant::now()),
-    };
-    let mut told = Vec::new();
-    while let Advance::Blocked(blocked) = hold.advance()? {
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            hold.release()?;
-            return Ok(Ran::Busy(blocked));
-        }
-        if blocked != told {
-            tell(&blocked);
-            told = blocked;
-        }
-        sleep(&hold, deadline)?;
+    if let Some(busy) = wait(&mut hold, wish.patience, wish.remind, &mut tell)? {
+        hold.release()?;
+        return Ok(Ran::Busy(busy));
     }
     hold.make_inheritable()?;
     command.envs(variables(&hold, &wish.claims));
@@ -110,6 +99,34 @@ pub fn run(
     };
     hold.release()?;
     Ok(ran)
+}
+
+/// Waits until all mutexes are held; or returns who is in the way when the time is over.
+fn wait(
+    hold: &mut Hold,
+    patience: Patience,
+    remind: Duration,
+    tell: &mut impl FnMut(&[Blocked]),
+) -> Result<Option<Vec<Blocked>>, HolderError> {
+    let deadline = match patience {
+        Patience::Unlimited => None,
+        Patience::Limited(limit) => Instant::now().checked_add(limit),
+        Patience::None => Some(Instant::now()),
+    };
+    let (mut told, mut reminder) = (Vec::new(), None);
+    while let Advance::Blocked(blocked) = hold.advance()? {
+        let now = Instant::now();
+        if deadline.is_some_and(|deadline| now >= deadline) {
+            return Ok(Some(blocked));
+        }
+        if blocked != told || reminder.is_some_and(|reminder| now >= reminder) {
+            tell(&blocked);
+            told = blocked;
+            reminder = now.checked_add(remind);
+        }
+        sleep(hold, deadline.into_iter().chain(reminder).min())?;
+    }
+    Ok(None)
 }
 
 /// The variable of a protected command that has the fencing number of its (first) mutex; with `_NAME`

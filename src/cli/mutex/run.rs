@@ -55,6 +55,9 @@ pub(super) struct RunArgs {
     /// The exit status when a mutex was not obtained in time
     #[arg(long, short = 'E', value_name = "N", default_value_t = code::BUSY)]
     conflict_exit_code: u8,
+    /// How often to tell about a wait in which nothing changes
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = time_limit)]
+    remind: Duration,
     /// Don't tell about waits
     #[arg(long, short)]
     quiet: bool,
@@ -89,7 +92,7 @@ pub(super) fn run(args: &RunArgs, folders: &Directories) -> Result<ExitCode, Fai
             complain(&format!("baton: {}", describe(blocked)));
         }
     };
-    let wish = Wish { claims, patience, reason: args.reason.clone() };
+    let wish = Wish { claims, patience, reason: args.reason.clone(), remind: args.remind };
     let ran = match holder::run(&folders.mutex, wish, &mut process, tell) {
         Err(HolderError::Mutex(error @ MutexError::Deadlock(_))) => {
             let failure = Failure::new(args.conflict_exit_code, error);
