@@ -272,7 +272,12 @@ impl Cursor {
             let read = self.file.read_at(&mut self.buffer[have..], at);
             self.buffer.truncate(have + read.as_ref().map_or(0, |read| *read));
             match read {
-                Ok(0) => return Ok(false),
+                Ok(0) => {
+                    // The writer takes back a record that it could not finish: what was read of it
+                    // must not be mixed with the one that comes in its place.
+                    self.buffer.clear();
+                    return Ok(false);
+                }
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => return Err(self.failed(source)),
