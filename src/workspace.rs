@@ -180,6 +180,16 @@ impl Workspace {
         self.check(&path, written)
     }
 
+    /// Makes the folder's entries and the folder itself durable.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn sync(&self) -> Result<(), WorkspaceError> {
+        let parent = self.path.parent().unwrap_or(&self.path);
+        let synced = durable::sync_dir(&self.path).and_then(|()| durable::sync_dir(parent));
+        self.check(&self.path, synced)
+    }
+
     /// Takes the job away, so that a supervisor that comes late finds nothing to do.
     ///
     /// # Errors

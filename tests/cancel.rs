@@ -1,5 +1,7 @@
 //! Promise: cancel works wherever a script stands, and nothing of its tree is left.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails here")]
+
 mod support;
 
 use std::time::Duration;
@@ -111,4 +113,37 @@ async fn a_script_that_runs_is_not_forgotten_and_one_that_is_done_is() {
     let error = agent.client.get(&script.id).await.unwrap_err();
     assert_eq!(support::reason(&error), "SCRIPT_NOT_FOUND");
     assert!(!agent.folder.join("state/scripts").join(script.id.as_str()).exists());
+}
+
+#[tokio::test]
+async fn the_grace_is_the_whole_tree_s_not_only_the_leader_s() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let log = world.path("log");
+    // The leader dies of the question at once; what it runs cleans up a while longer.
+    let child = format!(
+        "trap 'sleep 2; echo cleaned up >> {}; exit 0' TERM; echo ready; while :; do sleep 0.1; done",
+        log.display()
+    );
+    let script = agent.script(format!("bash -c \"{child}\"; echo never")).start().await;
+    script.has_written(6).await;
+    cancel(&script, "").await;
+    let outcome = script.outcome().await;
+    assert!(matches!(outcome.kind, OutcomeKind::Cancelled { .. }), "{outcome:?}");
+    assert_eq!(lines(&log), ["cleaned up"]);
+    assert!(outcome.stragglers.is_empty(), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_process_with_half_a_character_in_its_name_is_ended_too() {
+    let world = World::new();
+    let agent = world.agent().await;
+    // The kernel cuts the name at 15 bytes, here in the middle of the é.
+    let name = world.path("aaaaaaaaaaaaaaé");
+    std::os::unix::fs::symlink("/bin/sleep", &name).unwrap();
+    let text = format!("'{}' 600 & echo $!", name.display());
+    let script = agent.script(text).start().await;
+    assert!(exited(&script.outcome().await, 0));
+    let pid = String::from_utf8(script.output().await).unwrap();
+    assert!(!std::path::Path::new(&format!("/proc/{}", pid.trim())).exists());
 }

@@ -3,11 +3,12 @@
 //! ```text
 //!            limit, cancel           grace over
 //! Running ──────────────────► Asked ────────────► Forced
-//!    │ leader ended              │ leader ended      │ leader ended
+//!    │ leader ended              │ tree ended        │ leader ended
 //!    └───────────────────────────┴───────────────────┴──► Draining ── outputs closed, 1 s ──► Over
 //! ```
 //!
 //! 1. A script that is to stop is asked (SIGTERM to its tree), and forced (SIGKILL) after its grace.
+//!    The grace is the whole tree's: a child may clean up longer than the leader.
 //! 2. The first reason to stop is the one on record.
 //! 3. When the leader has ended, what is left in the pipes is read for at most [`DRAIN`]; whoever
 //!    keeps them open longer is a straggler.
@@ -30,6 +31,8 @@ pub(super) enum Event {
     },
     /// Its own process has ended.
     LeaderEnded(LeaderEnd),
+    /// Its own process and all that it started have ended.
+    TreeEnded,
     /// Nobody has its pipes open any more.
     OutputsClosed,
     /// Time has passed.
@@ -93,7 +96,14 @@ impl Course {
             }
             Event::LeaderEnded(end) => {
                 self.leader.get_or_insert(end);
-                self.stage = Stage::Draining { until: now + DRAIN };
+                // Rule 1: who was asked to stop has its grace, also without the leader.
+                if !matches!(self.stage, Stage::Asked { .. }) {
+                    self.drain(now);
+                }
+                self.tick(now)
+            }
+            Event::TreeEnded => {
+                self.drain(now);
                 self.tick(now)
             }
             Event::OutputsClosed => {
@@ -132,6 +142,13 @@ impl Course {
         Some(Step::Ask)
     }
 
+    /// Rule 3.
+    fn drain(&mut self, now: Instant) {
+        if !matches!(self.stage, Stage::Draining { .. } | Stage::Over) {
+            self.stage = Stage::Draining { until: now + DRAIN };
+        }
+    }
+
     fn tick(&mut self, now: Instant) -> Option<Step> {
         match self.stage {
             Stage::Running { until: Some(until) } if now >= until => {
@@ -140,6 +157,9 @@ impl Course {
             }
             Stage::Asked { until } if now >= until => {
                 self.stage = Stage::Forced;
+                if self.leader.is_some() {
+                    self.drain(now);
+                }
                 Some(Step::Force)
             }
             Stage::Draining { until } if self.outputs_closed || now >= until => {
@@ -182,13 +202,34 @@ mod tests {
     }
 
     #[test]
+    fn rule_1_a_child_has_its_grace_also_when_the_leader_is_gone() {
+        let start = Instant::now();
+        let stop = |course: &mut Course| {
+            assert_eq!(course.on(cancel(""), start), Some(Step::Ask));
+            let ended = Event::LeaderEnded(LeaderEnd::Signalled(15));
+            assert_eq!(course.on(ended, start), None);
+            assert_eq!(course.on(Event::OutputsClosed, start + SECOND), None);
+        };
+        // It ends by itself.
+        let mut course = Course::start(start, None, 10 * SECOND);
+        stop(&mut course);
+        assert_eq!(course.on(Event::TreeEnded, start + 3 * SECOND), Some(Step::Finish));
+        // It does not.
+        let mut course = Course::start(start, None, 10 * SECOND);
+        stop(&mut course);
+        assert_eq!(course.on(Event::Tick, start + 9 * SECOND), None);
+        assert_eq!(course.on(Event::Tick, start + 10 * SECOND), Some(Step::Force));
+        assert_eq!(course.on(Event::Tick, start + 10 * SECOND), Some(Step::Finish));
+    }
+
+    #[test]
     fn rule_2_the_first_reason_is_on_record() {
         let now = Instant::now();
         let mut course = Course::start(now, Some(SECOND), SECOND);
         assert_eq!(course.on(cancel("enough"), now), Some(Step::Ask));
         assert_eq!(course.on(cancel("again"), now), None);
-        course.on(Event::Tick, now + SECOND);
-        course.on(Event::LeaderEnded(LeaderEnd::Exited(0)), now + SECOND);
+        course.on(Event::LeaderEnded(LeaderEnd::Exited(0)), now);
+        course.on(Event::TreeEnded, now);
         let expected = OutcomeKind::Cancelled { while_queued: false, reason: "enough".to_owned() };
         assert_eq!(course.outcome(), Some(expected));
     }

@@ -18,6 +18,7 @@ mod run;
 mod tree;
 mod wait;
 
+use std::cell::Cell;
 use std::io::{self, BufRead as _, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -112,7 +113,8 @@ fn supervise(assignment: Assignment) -> Result<(), SuperviseError> {
 struct Signals {
     stop: UnixStream,
     child: UnixStream,
-    tied: bool,
+    /// Whether the script ends with its owner, whose end has not been seen yet.
+    tied: Cell<bool>,
 }
 
 impl Signals {
@@ -126,7 +128,7 @@ impl Signals {
         for stream in [&stop, &child] {
             stream.set_nonblocking(true)?;
         }
-        Ok(Self { stop, child, tied })
+        Ok(Self { stop, child, tied: Cell::new(tied) })
     }
 
     /// Whether a signal came since the last call.
@@ -139,14 +141,18 @@ impl Signals {
         came
     }
 
-    /// Whether the owner that the script is tied to is gone.
+    /// Whether the owner that the script is tied to is gone; says so once.
     fn owner_is_gone(&self) -> bool {
         let stdin = io::stdin();
         let mut polled = [PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN)];
         let now = Timespec::default();
-        self.tied
+        let gone = self.tied.get()
             && rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
-            && rustix::io::read(stdin.as_fd(), &mut [0_u8; 16]).is_ok_and(|read| read == 0)
+            && rustix::io::read(stdin.as_fd(), &mut [0_u8; 16]).is_ok_and(|read| read == 0);
+        if gone {
+            self.tied.set(false);
+        }
+        gone
     }
 }
 
@@ -175,6 +181,11 @@ impl Supervision {
         // Rule 2.
         hold.release()?;
         recorded
+    }
+
+    /// Tells the agent, if the disk takes it: a full one holds nobody up.
+    fn tell(&mut self, report: &Report) {
+        self.report(report).unwrap_or_default();
     }
 
     /// Tells the agent.
@@ -211,7 +222,7 @@ impl Supervision {
     /// Sleeps until one of `more`, a signal, the owner's end, or the deadline.
     fn sleep(&self, more: &[BorrowedFd<'_>], deadline: Option<Instant>) -> io::Result<()> {
         let stdin = io::stdin();
-        let owner = self.signals.tied.then(|| stdin.as_fd());
+        let owner = self.signals.tied.get().then(|| stdin.as_fd());
         let signals = [self.signals.stop.as_fd(), self.signals.child.as_fd()];
         let all = more.iter().copied().chain(signals).chain(owner);
         let mut polled: Vec<_> =

@@ -36,6 +36,9 @@ impl Supervision {
         let failed = |error: &dyn std::error::Error| StartError::Agent(chain(error));
         hold.make_inheritable().map_err(|e| failed(&e))?;
         self.report(&Report::Starting).map_err(|e| failed(&e))?;
+        // On disk before the script is started: after a power failure nobody runs it again.
+        self.journal.sync().map_err(|e| failed(&e))?;
+        self.workspace.sync().map_err(|e| failed(&e))?;
         let mutexes = holder::variables(hold, &self.job.claims);
         Tree::start(&self.job, mutexes)
     }
@@ -59,7 +62,7 @@ impl Supervision {
         tree: &mut Tree,
         outputs: &mut Outputs,
     ) -> Result<OutcomeKind, SuperviseError> {
-        self.report(&Report::Started { pid: tree.leader() })?;
+        self.tell(&Report::Started { pid: tree.leader() });
         loop {
             self.sleep(&outputs.descriptors(), course.deadline())?;
             for event in self.events(tree, outputs)? {
@@ -70,7 +73,7 @@ impl Supervision {
                         return Ok(course.outcome().unwrap_or_else(unknown));
                     }
                     Some(Step::Ask) => {
-                        self.report(&Report::Stopping)?;
+                        self.tell(&Report::Stopping);
                         tree.ask();
                     }
                     Some(Step::Force) => Tree::force(),
@@ -91,6 +94,9 @@ impl Supervision {
         if Signals::take(&self.signals.child) {
             events.extend(tree.leader_end()?.map(Event::LeaderEnded));
             tree::reap_orphans(tree.leader());
+            if tree.has_ended()? {
+                events.push(Event::TreeEnded);
+            }
         }
         events.extend(self.stop_reason().map(|reason| Event::Cancel { reason }));
         events.push(if outputs.are_closed() { Event::OutputsClosed } else { Event::Tick });

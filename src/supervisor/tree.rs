@@ -137,6 +137,11 @@ impl Tree {
         Ok(ended.and_then(|(_, status)| leader_end(status)))
     }
 
+    /// Whether all of it has ended.
+    pub(super) fn has_ended(&self) -> io::Result<bool> {
+        Ok(self.leader_is_reaped && !has_children()?)
+    }
+
     /// Sends SIGTERM to every process of the tree.
     pub(super) fn ask(&self) {
         // The group at once first, so that a pipeline hears it together.
@@ -163,14 +168,16 @@ impl Tree {
     /// Ends whatever is left and returns when all of it is gone.
     pub(super) fn end() -> io::Result<()> {
         while has_children()? {
-            let left = descendants();
             let mut dying = Vec::new();
-            for process in &left {
+            for process in descendants() {
                 if process.state == 'Z' {
                     process.reap();
                 } else if let Some(descriptor) = process.signal(Signal::KILL) {
                     dying.push(descriptor);
                 }
+            }
+            if dying.is_empty() {
+                await_any_child()?;
             }
             // A process that can't be killed keeps its mutexes: the wait is without limit.
             for descriptor in dying {
@@ -228,6 +235,15 @@ fn is_executable(path: &Path) -> bool {
     path.metadata().is_ok_and(|found| found.permissions().mode() & 0o111 != 0)
 }
 
+/// Waits until a child has ended; it stays to be reaped. No children: it returns at once.
+fn await_any_child() -> io::Result<()> {
+    let peek = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    match rustix::process::waitid(WaitId::All, peek) {
+        Err(rustix::io::Errno::CHILD) | Ok(_) => Ok(()),
+        Err(e) => ignore_interrupt(e),
+    }
+}
+
 /// Whether this process has any children, also ones that wait to be reaped.
 fn has_children() -> io::Result<bool> {
     let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
@@ -249,16 +265,18 @@ struct Process {
 
 impl Process {
     fn read(pid: u32) -> Option<Self> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name in parentheses may hold anything, also spaces and parentheses.
-        let mut fields = stat.get(stat.rfind(')')? + 2..)?.split(' ');
+        let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+        // The name in parentheses may hold anything, also parentheses and half a character.
+        let end = stat.iter().rposition(|byte| *byte == b')')?;
+        let mut fields = std::str::from_utf8(stat.get(end + 2..)?).ok()?.split(' ');
         let state = fields.next()?.chars().next()?;
         let parent = fields.next()?.parse().ok()?;
         let group = fields.next()?.parse().ok()?;
         Some(Self { pid, parent, group, state })
     }
 
-    /// Sends a signal to exactly this process; returns what becomes readable when it has ended.
+    /// Sends a signal to exactly this process, as far as this user may; returns what becomes readable
+    /// when it has ended.
     fn signal(&self, signal: Signal) -> Option<OwnedFd> {
         let pid = Pid::from_raw(self.pid.cast_signed())?;
         let descriptor = pidfd_open(pid, PidfdFlags::empty()).ok()?;
@@ -267,8 +285,11 @@ impl Process {
         if same.parent != self.parent && same.parent != std::process::id() {
             return None;
         }
-        pidfd_send_signal(descriptor.as_fd(), signal).ok()?;
-        Some(descriptor)
+        match pidfd_send_signal(descriptor.as_fd(), signal) {
+            Err(rustix::io::Errno::SRCH) => None,
+            // EPERM: it is another user's now; it is waited for all the same.
+            _ => Some(descriptor),
+        }
     }
 
     /// Reaps it if it is a child of this process and has ended.

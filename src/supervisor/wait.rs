@@ -25,20 +25,22 @@ impl Supervision {
         self.report(&Report::Joined)?;
         let mut told = Vec::new();
         loop {
-            match hold.advance()? {
+            let advance = hold.advance()?;
+            // Also when all is held: who was to stop, or came too late, is not started.
+            if let Some(over) = self.wait_is_over(deadline) {
+                hold.release()?;
+                return Ok(Waited::Over(over));
+            }
+            match advance {
                 Advance::Held => return Ok(Waited::Held(Box::new(hold))),
                 Advance::Blocked(blocked) if blocked != told => {
-                    self.report(&Report::Waiting { blocked: blocked.clone() })?;
+                    self.tell(&Report::Waiting { blocked: blocked.clone() });
                     told = blocked;
                 }
                 Advance::Blocked(_) => {}
             }
             let descriptors: Vec<BorrowedFd<'_>> = hold.descriptors().collect();
             self.sleep(&descriptors, deadline)?;
-            if let Some(over) = self.wait_is_over(deadline) {
-                hold.release()?;
-                return Ok(Waited::Over(over));
-            }
         }
     }
 
