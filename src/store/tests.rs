@@ -121,6 +121,33 @@ async fn a_disk_that_refuses_is_an_error_and_not_the_end() {
     assert!(matches!(store.max_seq().await, Err(StoreError::Closed)));
 }
 
+/// One call of a batch for which there is no room takes back what came before it, and nothing else.
+#[tokio::test]
+async fn what_a_caller_is_told_of_a_batch_is_true() {
+    let root = tempfile::tempdir().unwrap();
+    let connection = schema::open(&root.path().join("agent.db")).unwrap();
+    let pages: i64 = connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+    connection.pragma_update(None, "max_page_count", pages + 2).unwrap();
+    let (commands, received) = mpsc::channel(8);
+    let store = Store { commands, thread: Arc::new(Mutex::new(None)) };
+    let large = Record { request: vec![0; 1 << 20], ..record("large", 2) };
+    let records = [record("before", 1), large, record("after", 3)];
+    let calls = records.into_iter().map(|record| store.accept(record));
+    // All three wait before the thread begins.
+    let worker = async {
+        let begin = tokio::task::yield_now();
+        begin.await;
+        std::thread::spawn(move || worker::run(connection, received))
+    };
+    let (answers, _thread) = tokio::join!(futures_util::future::join_all(calls), worker);
+    for (answer, id) in answers.into_iter().zip(["before", "large", "after"]) {
+        let kept = store.get(&id.parse().unwrap()).await.unwrap().is_some();
+        assert_eq!(answer.is_ok(), kept, "{id}: {answer:?}");
+    }
+    assert!(store.get(&"after".parse().unwrap()).await.unwrap().is_some());
+    store.close().await;
+}
+
 #[tokio::test]
 async fn the_file_is_for_its_owner_alone() {
     use std::os::unix::fs::PermissionsExt as _;

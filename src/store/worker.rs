@@ -1,5 +1,7 @@
 //! The store's thread: takes what waits, does it in one transaction, commits, answers.
 
+use std::collections::VecDeque;
+
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, named_params, params};
 use tokio::sync::{mpsc, oneshot};
@@ -36,28 +38,39 @@ type Answer = Box<dyn FnOnce(Result<(), StoreError>)>;
 /// Runs until [`Command::Close`], or until nobody can call any more.
 pub(super) fn run(mut connection: Connection, mut commands: mpsc::Receiver<Command>) {
     while let Some(first) = commands.blocking_recv() {
-        let mut batch = vec![first];
+        let mut batch = VecDeque::from([first]);
         while batch.len() < MAX_BATCH
             && let Ok(next) = commands.try_recv()
         {
-            batch.push(next);
+            batch.push_back(next);
         }
         let close = batch.iter().any(|command| matches!(command, Command::Close));
-        commit(&mut connection, batch);
+        while !batch.is_empty() {
+            commit(&mut connection, &mut batch);
+        }
         if close {
             return;
         }
     }
 }
 
-fn commit(connection: &mut Connection, batch: Vec<Command>) {
+/// Carries out the first calls of a batch in one transaction: all of them, or up to one at which the
+/// database took the transaction back (the disk is full, say).
+fn commit(connection: &mut Connection, batch: &mut VecDeque<Command>) {
     let mut answers: Vec<Answer> = Vec::with_capacity(batch.len());
     let committed = connection.transaction().and_then(|transaction| {
-        for command in batch {
+        // Outside a transaction a call would be kept at once, whatever its caller is told.
+        while !transaction.is_autocommit()
+            && let Some(command) = batch.pop_front()
+        {
             answers.extend(carry_out(&transaction, command));
         }
         transaction.commit()
     });
+    if answers.is_empty() && committed.is_err() {
+        // Not even a transaction was to be had: the first call hears of it.
+        batch.pop_front();
+    }
     let problem = committed.err().map(|error| error.to_string());
     for answer in answers {
         answer(problem.clone().map_or(Ok(()), |text| Err(StoreError::Commit(text))));
