@@ -98,28 +98,37 @@ async fn exclusive_ones_were_alone(client: &Client, log: &[String]) {
 }
 
 #[tokio::test]
-async fn a_script_whose_files_are_damaged_is_lost_with_a_reason_and_holds_up_nobody() {
+async fn after_a_power_failure_what_only_waited_runs_and_what_is_damaged_holds_up_nobody() {
     let world = World::new();
     let mut agent = world.agent_at("a", &["--listen", "none"]).await;
     let gate = world.gate();
     let holder = agent.script(gate.wait()).start().await;
     holder.is_running().await;
-    let damaged = agent.script("true").id("damaged").start().await;
-    damaged.is_waiting().await;
-    let next = agent.script("true").start().await;
+    let waits = agent.script("true").id("waits").start().await;
+    waits.is_waiting().await;
+    let ended = agent.script("true").id("ended").observer().start().await;
+    ended.is_done().await;
+    let ran = agent.script(format!("echo on; {}", gate.wait())).id("ran").observer().start().await;
+    ran.has_written(3).await;
     agent.kill();
-    // The supervisor that waits for "damaged" is gone too, as after a power failure.
-    let folder = agent.folder.join("state/scripts/damaged");
-    support::end_supervisor(&folder);
-    support::write(&folder.join("job.json"), "");
+    // The supervisors are gone too, and what was not synced is empty, as after a power failure.
+    let folder = |id: &str| agent.folder.join("state/scripts").join(id);
+    for id in ["waits", "ran"] {
+        support::end_supervisor(&folder(id));
+        support::write(&folder(id).join("job.json"), "");
+        support::write(&folder(id).join("output.journal"), "");
+    }
+    support::write(&folder("ran").join("outcome.json"), "x");
     let again = world.agent_at("a", &["--listen", "none"]).await;
     let script = |id| Started { client: again.client.clone(), id };
-    let OutcomeKind::Lost { reason } = script(damaged.id).outcome().await.kind else {
+    let OutcomeKind::Lost { reason } = script(ran.id).outcome().await.kind else {
         panic!("not lost");
     };
-    assert!(reason.contains("job.json is damaged"), "{reason}");
+    assert!(reason.contains("outcome.json is damaged"), "{reason}");
     gate.open();
-    assert!(exited(&script(next.id).outcome().await, 0));
+    gate.open();
+    assert!(exited(&script(waits.id).outcome().await, 0));
+    assert!(exited(&script(ended.id).outcome().await, 0));
 }
 
 #[tokio::test]

@@ -25,6 +25,14 @@ struct Seen {
     starting: bool,
 }
 
+/// Waits for a change; for ever when nothing is watched.
+async fn changed(watch: Option<&mut FileWatch>) {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
 enum Noticed {
     Journal,
     End,
@@ -36,6 +44,8 @@ impl Agent {
         let id = &spec.script_id;
         let outcome = self.follow_supervisor(id, supervisor).await;
         self.inner.supervisors.ended(id);
+        // Its mutexes are free, whatever the store says to its end.
+        self.table().queue.joined(id);
         let recorded = match outcome {
             Ok(starting) => self.conclude(id, starting.then(super::recover::lost_reason)).await,
             Err(error) => Err(error),
@@ -52,13 +62,19 @@ impl Agent {
         mut supervisor: Supervisor,
     ) -> Result<bool, AgentError> {
         let journal = self.workspace(id).journal();
-        let failed = |source| AgentError::State { path: journal.clone(), source };
-        let mut watch: FileWatch = self.inner.watcher.watch(&journal).map_err(failed)?;
+        let mut watch: Option<FileWatch> = match self.inner.watcher.watch(&journal) {
+            Ok(watch) => Some(watch),
+            Err(error) => {
+                // Its end is seen all the same.
+                warn!(%error, "the journal can't be followed while it grows");
+                None
+            }
+        };
         let mut seen = Seen { scanner: EventScanner::open(&journal), starting: false };
         loop {
             seen = self.read_reports(id, seen).await?;
             let noticed = tokio::select! {
-                () = watch.changed() => Noticed::Journal,
+                () = changed(watch.as_mut()) => Noticed::Journal,
                 () = supervisor.ended() => Noticed::End,
             };
             match noticed {
@@ -174,19 +190,19 @@ impl Agent {
     }
 
     /// Puts a script back into the queue, in its old place. `false` when that was done too often.
-    fn requeue(&self, id: &ScriptId) -> Result<bool, AgentError> {
+    pub(super) fn requeue(&self, id: &ScriptId) -> Result<bool, AgentError> {
         {
             let mut table = self.table();
             let Some(living) = table.get_mut(id) else {
                 return Ok(true);
             };
-            living.false_starts += 1;
-            if living.false_starts >= MAX_FALSE_STARTS {
-                return Ok(false);
-            }
-            warn!("its supervisor ended before the start; it is queued again");
             living.blocked.clear();
             if living.phase != Phase::Queued {
+                living.false_starts += 1;
+                if living.false_starts >= MAX_FALSE_STARTS {
+                    return Ok(false);
+                }
+                warn!("its supervisor ended before the start; it is queued again");
                 table.apply(id, Event::Requeued)?;
             }
             table.queue.requeue(id);

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::{Agent, AgentError};
 use crate::journal::{JournalError, Reader, Record};
-use crate::script::{ScriptId, Stream};
+use crate::script::{Phase, ScriptId, Stream};
 use crate::snapshot::Snapshot;
 
 /// How much output is read at once before it is sent.
@@ -104,6 +104,10 @@ impl Follow {
                 changes.mark_unchanged();
             }
             let snapshot = self.agent.get(&self.id).await?;
+            if snapshot.phase == Phase::Queued {
+                // It may have been launched before, in vain: its journal will be another one.
+                self.reader = None;
+            }
             let done = snapshot.phase.is_done();
             let news = self.told.as_ref().is_none_or(|told| told.differs(&snapshot));
             if news && !done {

@@ -3,17 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tracing::{Instrument as _, error, info_span};
 
 use super::supervisor::Supervisor;
 use super::{Agent, AgentError};
-use crate::script::{Isolation, OutcomeKind, StartProblem, variable};
+use crate::script::{Isolation, OutcomeKind, ScriptId, StartProblem, variable};
 use crate::spec::{Spec, What};
 use crate::supervisor::job::Job;
 use crate::workspace::Workspace;
 
+/// How long to wait before a script that could not be launched is tried again.
+const PAUSE: Duration = Duration::from_secs(1);
 /// The PATH of a script when the agent has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -43,25 +46,37 @@ impl Agent {
                 let attendant = self.clone().attend(Arc::clone(&spec), supervisor);
                 self.spawn(attendant.instrument(tracing::Span::current()));
                 // Who cancelled meanwhile found no supervisor to tell.
-                if self.table().get(id).is_some_and(|living| living.stop.is_some()) {
-                    self.inner.supervisors.stop(id);
+                let stop = self.table().get(id).and_then(|living| living.stop.clone());
+                if let Some(reason) = stop {
+                    self.tell_supervisor_to_stop(id, reason).await;
                 }
             }
-            Err(error) => {
-                error!(%error, "can't be launched");
-                let reason = crate::agent::chain(&error);
+            Err(error) => self.try_again(id, error).await,
+        }
+    }
+
+    /// What the system lacks now (processes, files, room on the disk) it may have in a moment. After
+    /// some tries the script is not started.
+    async fn try_again(&self, id: &ScriptId, error: AgentError) {
+        let reason = crate::agent::chain(&error);
+        error!(reason, "can't be launched");
+        tokio::time::sleep(PAUSE).await;
+        let recorded = match self.requeue(id) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
                 let outcome = OutcomeKind::NotStarted { cause: StartProblem::Agent, reason }.into();
-                if let Err(error) = self.finish(id, outcome, None, Timestamp::now()).await {
-                    error!(%error, "the end is not recorded");
-                }
+                self.finish(id, outcome, None, Timestamp::now()).await
             }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = recorded {
+            error!(%error, "the end is not recorded");
         }
     }
 
     async fn assign(&self, spec: &Arc<Spec>) -> Result<Supervisor, AgentError> {
         let workspace = self.workspace(&spec.script_id);
-        let no_supervisor =
-            |source| AgentError::State { path: self.inner.settings.program.clone(), source };
+        let no_supervisor = AgentError::Supervisor;
         let ready = self.inner.supervisors.ready().map_err(no_supervisor)?;
         let job = self.job(spec, &workspace, ready.pid());
         let token = job.token.clone();
@@ -90,8 +105,8 @@ impl Agent {
         let mut claimant = living.map(super::table::Living::claimant).unwrap_or_default();
         claimant.user = crate::mutex::Claimant::this_process(String::new()).user;
         let waited = living.map(|living| Timestamp::now() - living.queued_at);
-        let waited = waited.and_then(|span| std::time::Duration::try_from(span).ok());
-        let left = |limit: std::time::Duration| limit.saturating_sub(waited.unwrap_or_default());
+        let waited = waited.and_then(|span| Duration::try_from(span).ok());
+        let left = |limit: Duration| limit.saturating_sub(waited.unwrap_or_default());
         Job {
             script_id: spec.script_id.clone(),
             token: uuid::Uuid::now_v7().to_string(),

@@ -81,6 +81,9 @@ pub enum AgentError {
         #[source]
         source: std::io::Error,
     },
+    /// The system starts no supervisor.
+    #[error("no supervisor can be started")]
+    Supervisor(#[source] std::io::Error),
     /// The store refused.
     #[error("store")]
     Store(#[from] StoreError),
@@ -158,6 +161,8 @@ struct Inner {
     tasks: TaskTracker,
     stop: CancellationToken,
     started_at: Timestamp,
+    /// One Forget at a time: it must not meet a new script with the id that it removes.
+    forgetting: tokio::sync::Mutex<()>,
     /// Locked as long as the agent lives: one agent on one state folder.
     _lock: std::fs::File,
 }
@@ -193,6 +198,7 @@ impl Agent {
                 tasks,
                 stop,
                 started_at: Timestamp::now(),
+                forgetting: tokio::sync::Mutex::new(()),
                 _lock: lock,
             }),
         };

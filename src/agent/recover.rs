@@ -2,16 +2,17 @@
 //! its workspace says that it stands.
 //!
 //! ```text
-//! supervisor lives ──────────► follow it
-//! outcome.json ──────────────► done
-//! journal says "starting" ───► lost: nobody saw the end
-//! nothing of that ───────────► queued, in its old place
+//! supervisor lives ──────────────────────────► follow it
+//! outcome.json ──────────────────────────────► done
+//! journal or store say that it was started ──► lost: nobody saw the end
+//! nothing of that ───────────────────────────► queued, in its old place
 //! ```
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tracing::{Instrument as _, Span, info, info_span};
 
@@ -28,7 +29,7 @@ enum Found {
     /// Its supervisor works.
     Supervised(OwnedFd),
     /// Nobody works on it. When the script may have run: why its end isn't known.
-    Alone { lost: Option<String> },
+    Alone { lost: Option<String>, output_bytes: u64 },
 }
 
 impl Agent {
@@ -79,17 +80,32 @@ impl Agent {
                     table.queue.launched(id);
                     table.apply(id, Event::Launched)?;
                 }
+                if record.stop_reason.is_some() {
+                    // The agent may have been killed before it told the supervisor.
+                    self.inner.supervisors.stop(id);
+                }
                 self.spawn(self.clone().attend(spec, supervisor).instrument(Span::current()));
                 Ok(())
             }
-            Found::Alone { lost } => self.conclude(id, lost).await,
+            Found::Alone { lost, output_bytes } => {
+                if let Some(living) = self.table().get_mut(id) {
+                    living.output_bytes = output_bytes;
+                }
+                // The store may know of a start that the journal lost in a power failure.
+                let started = record.started_at.map(|_| lost_reason());
+                self.conclude(id, lost.or(started)).await
+            }
         }
     }
 }
 
 fn look(workspace: &Workspace) -> Result<Found, AgentError> {
-    // Read first: it is voided when nobody works on it.
-    let job: Option<Job> = workspace.read_json(&workspace.job())?;
+    // Read first: it is voided when nobody works on it. One that is damaged, by a power failure say,
+    // is none: the request is in the store.
+    let job: Option<Job> = match workspace.read_json(&workspace.job()) {
+        Err(WorkspaceError::Damaged { .. }) => None,
+        other => other?,
+    };
     if let Some(descriptor) = living_supervisor(workspace, job.as_ref())? {
         return Ok(Found::Supervised(descriptor));
     }
@@ -101,7 +117,7 @@ fn look(workspace: &Workspace) -> Result<Found, AgentError> {
     }
     let rebooted = job.is_some_and(|job| job.boot_id != boot_id());
     let reason = || if rebooted { "the machine was restarted".to_owned() } else { lost_reason() };
-    Ok(Found::Alone { lost: starting.then(reason) })
+    Ok(Found::Alone { lost: starting.then(reason), output_bytes: scanner.output_len() })
 }
 
 /// The job's supervisor, if it lives: it keeps its file in the workspace locked. When there is none,
@@ -118,8 +134,11 @@ fn living_supervisor(
     let file = workspace.open_supervisor()?;
     if !os::try_lock_exclusive(&file).map_err(failed)? {
         let pid = job.and_then(|job| Pid::from_raw(job.supervisor.cast_signed()));
-        // ESRCH: it has ended.
-        let descriptor = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let descriptor = match pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())).transpose() {
+            // It has ended.
+            Err(Errno::SRCH) => None,
+            other => other.map_err(|e| failed(e.into()))?,
+        };
         // If it still is locked, the process that the descriptor stands for is the supervisor.
         if descriptor.is_some() && !os::try_lock_exclusive(&file).map_err(failed)? {
             return Ok(descriptor);

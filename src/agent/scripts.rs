@@ -2,17 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
-use tracing::{Instrument as _, info, info_span, warn};
+use tracing::{Instrument as _, debug, error, info, info_span, warn};
 
 use super::{Agent, AgentError};
 use crate::script::{Event, Outcome, OutcomeKind, Phase, ScriptId};
 use crate::snapshot::Snapshot;
 use crate::spec::Spec;
-use crate::store::{Accepted, DoneCursor, DoneFilter, Record, ScriptUpdate};
+use crate::store::{Accepted, DoneCursor, DoneFilter, Record, ScriptUpdate, StoreError};
 use crate::supervisor::job::Cancel;
 use crate::wire::{decode_spec, encode_spec};
+
+/// How long to wait before an end that was not recorded is recorded again, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Which scripts a list has.
 #[derive(Debug, Clone, Default)]
@@ -123,7 +128,9 @@ impl Agent {
             table.accept(id);
             table.snapshot(id)
         };
-        info!(summary = spec.summary(), "accepted");
+        info!("accepted");
+        // Not in the usual log: the first line of a script may hold a secret.
+        debug!(summary = spec.summary(), "accepted");
         self.queue_changed();
         self.limit_queue_time(spec, now);
         snapshot.ok_or_else(|| AgentError::NotFound(id.clone()))
@@ -234,23 +241,23 @@ impl Agent {
     /// When there is no such script or the request can't be written down.
     pub async fn cancel(&self, id: &ScriptId, reason: String) -> Result<Snapshot, AgentError> {
         self.settled(id).await;
-        let first = {
+        let asked = {
             let mut table = self.table();
-            let living = table.get_mut(id).filter(|living| living.stop.is_none());
-            let queued = living.map(|living| {
-                living.stop = Some(reason.clone());
-                living.phase == Phase::Queued
+            let asked = table.get_mut(id).map(|living| {
+                // The first reason is the one on record.
+                let reason = living.stop.get_or_insert(reason).clone();
+                (living.phase == Phase::Queued, reason)
             });
-            if queued == Some(true) {
+            if matches!(asked, Some((true, _))) {
                 // It leaves the line here and now, so it can't be launched.
                 table.queue.remove(id);
             }
-            queued.map(|queued| (queued, reason))
+            asked
         };
-        if let Some((_, reason)) = &first {
+        if let Some((_, reason)) = &asked {
             info!(reason, "asked to stop");
         }
-        match first {
+        match asked {
             Some((true, reason)) => {
                 let kind = OutcomeKind::Cancelled { while_queued: true, reason };
                 self.finish(id, kind.into(), None, Timestamp::now()).await?;
@@ -261,16 +268,20 @@ impl Agent {
         self.get(id).await
     }
 
-    async fn tell_to_stop(&self, id: &ScriptId, reason: String) -> Result<(), AgentError> {
+    /// Says why, then that it is to stop. May be said again: only the first counts.
+    pub(super) async fn tell_supervisor_to_stop(&self, id: &ScriptId, reason: String) {
         let workspace = self.workspace(id);
-        let cancel = Cancel { reason: reason.clone() };
-        let written =
-            super::blocking(move || workspace.write_json(&workspace.cancel(), &cancel)).await?;
+        let cancel = Cancel { reason };
+        let write = move || workspace.write_json(&workspace.cancel(), &cancel);
         // The folder may not be made yet: whoever makes it finds the wish in the table.
-        if let Err(error) = written {
-            warn!(%error, "cancel is not written down");
+        if let Ok(Err(error)) = super::blocking(write).await {
+            warn!(error = super::chain(&error), "cancel is not written down");
         }
         self.inner.supervisors.stop(id);
+    }
+
+    async fn tell_to_stop(&self, id: &ScriptId, reason: String) -> Result<(), AgentError> {
+        self.tell_supervisor_to_stop(id, reason.clone()).await;
         self.table().apply(id, Event::Stop)?;
         self.queue_changed();
         let update = ScriptUpdate { stop_reason: Some(reason), ..ScriptUpdate::of(id.clone()) };
@@ -301,6 +312,7 @@ impl Agent {
     /// # Errors
     /// When it is not done, or there is no such script.
     pub async fn forget(&self, id: &ScriptId) -> Result<(), AgentError> {
+        let _one = self.inner.forgetting.lock().await;
         if !self.get(id).await?.phase.is_done() {
             return Err(AgentError::NotDone(id.clone()));
         }
@@ -328,12 +340,26 @@ impl Agent {
             output_bytes: Some(output_bytes),
             ..ScriptUpdate::of(id.clone())
         };
-        self.inner.store.update(update).await?;
+        self.record_end(update).await?;
         let living = self.table().remove(id);
         self.queue_changed();
         // Dropped last: those who wait for its end find it in the store.
         drop(living);
         Ok(())
+    }
+
+    /// Puts an end into the store, as often as that takes: the disk may be full for a while.
+    async fn record_end(&self, update: ScriptUpdate) -> Result<(), AgentError> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.inner.store.update(update.clone()).await {
+                Err(StoreError::Closed) => return Err(StoreError::Closed.into()),
+                Err(error) => error!(error = super::chain(&error), "the end is not recorded yet"),
+                Ok(()) => return Ok(()),
+            }
+            tokio::time::sleep(pause).await;
+            pause = LONGEST_PAUSE.min(pause * 2);
+        }
     }
 
     /// Ends a script that still is in the agent's queue when its time in the queue is over. Once
@@ -342,13 +368,16 @@ impl Agent {
         let Some(limit) = spec.queue_time_limit else {
             return;
         };
-        let waited = std::time::Duration::try_from(Timestamp::now() - queued_at);
+        let waited = Duration::try_from(Timestamp::now() - queued_at);
         let left = limit.saturating_sub(waited.unwrap_or_default());
         let (agent, id) = (self.clone(), spec.script_id.clone());
         // Of its own: it outlives the call.
         let span = info_span!(parent: None, "script", script_id = %id);
         let expire = async move {
-            tokio::time::sleep(left).await;
+            tokio::select! {
+                () = tokio::time::sleep(left) => {}
+                () = agent.is_over(&id) => return,
+            }
             let expired = {
                 let mut table = agent.table();
                 let queued = table
@@ -366,6 +395,15 @@ impl Agent {
             }
         };
         self.spawn(expire.instrument(span));
+    }
+
+    /// Returns when the script is done.
+    async fn is_over(&self, id: &ScriptId) {
+        let changes = self.table().get(id).map(|living| living.changed.subscribe());
+        if let Some(mut changes) = changes {
+            // Its sender goes with the script.
+            while changes.changed().await.is_ok() {}
+        }
     }
 
     /// How a script of the store stands.

@@ -81,6 +81,7 @@ pub(super) fn agent(error: &AgentError) -> Status {
         }
         AgentError::Stopping => return stopping(),
         AgentError::Store(_)
+        | AgentError::Supervisor(_)
         | AgentError::Workspace(_)
         | AgentError::State { .. }
         | AgentError::StateInUse { .. }
