@@ -379,3 +379,45 @@ fn mutex_run_says_why_and_how_many_and_with_which_exit_status() {
     let bad = ["mutex", "run", "--at-most", "0", "log", "--", "true"];
     assert_eq!(finish(world.baton().args(bad)).0, 2);
 }
+
+#[test]
+fn what_is_ignored_stays_ignored_under_mutex_run() {
+    let world = World::new();
+    let text = format!(
+        "trap '' HUP INT; exec {} mutex run a -- sh -c 'kill -HUP $$; kill -INT $$; echo lives'",
+        support::BATON
+    );
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &text]).env("BATON_MUTEX_DIR", world.mutexes());
+    let (code, out, error) = finish(command.env("HOME", world.path("home")));
+    assert_eq!((code, out.as_str()), (0, "lives\n"), "{error}");
+}
+
+#[tokio::test]
+async fn when_the_terminal_goes_away_the_script_of_an_agent_goes_on() {
+    let world = World::new();
+    let agent = world.agent_at("a", &["--listen", "none"]).await;
+    let gate = world.gate();
+    let text = format!("echo on; {}; exit 4", gate.wait());
+    let mut run = Running::start(world.baton_at("a").args(["run", "--id", "s", "-c", &text]));
+    assert_eq!(run.line(), "on");
+    signal(&run.child, Signal::HUP);
+    let (code, error) = run.end();
+    assert_eq!(code, 129);
+    assert!(error.contains("baton logs --follow s"), "{error}");
+    gate.open();
+    let script = support::Started { client: agent.client.clone(), id: "s".parse().unwrap() };
+    assert!(support::exited(&script.outcome().await, 4));
+}
+
+#[tokio::test]
+async fn an_agent_whose_program_was_removed_goes_on_running_scripts() {
+    let world = World::new();
+    let program = world.path("baton");
+    std::fs::copy(support::BATON, &program).unwrap();
+    let agent = world.agent_of(&program, "a").await;
+    std::fs::remove_file(&program).unwrap();
+    for _ in 0..3 {
+        assert!(support::exited(&agent.script("true").outcome().await, 0));
+    }
+}

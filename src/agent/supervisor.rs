@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -138,7 +138,17 @@ impl Supervisors {
     }
 
     fn spawn(&self) -> io::Result<Ready> {
-        let mut command = Command::new(&self.program);
+        match Self::spawn_program(&self.program) {
+            // The file was moved or removed, by an upgrade say: this process still is the program.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                Self::spawn_program(Path::new("/proc/self/exe"))
+            }
+            other => other,
+        }
+    }
+
+    fn spawn_program(program: &Path) -> io::Result<Ready> {
+        let mut command = Command::new(program);
         let passed_on = PASSED_ON.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
         command
             .arg("supervise")
@@ -146,9 +156,7 @@ impl Supervisors {
             .envs(passed_on)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
-            .current_dir("/")
-            // Not the terminal's: a Ctrl-C is the client's to pass on.
-            .process_group(0);
+            .current_dir("/");
         #[expect(clippy::disallowed_methods, reason = "this is the home of supervisors")]
         let mut child = command.spawn()?;
         let stdin = child.stdin.take().ok_or_else(|| io::Error::other("no standard input"))?;

@@ -20,6 +20,8 @@ pub(super) mod code {
     pub(crate) const TIMED_OUT: u8 = 124;
     pub(crate) const NOT_EXECUTABLE: u8 = 126;
     pub(crate) const NOT_FOUND: u8 = 127;
+    /// 128 + SIGHUP: the terminal is gone.
+    pub(crate) const HUNG_UP: u8 = 129;
     pub(crate) const CANCELLED: u8 = 130;
     /// 128 + SIGPIPE: the reader of the output is gone.
     pub(crate) const BROKEN_PIPE: u8 = 141;
@@ -51,6 +53,11 @@ impl Failure {
 
     pub(super) fn is_broken_pipe(&self) -> bool {
         self.code == code::BROKEN_PIPE
+    }
+
+    /// Whether the agent can't be reached, or not any more.
+    pub(super) fn is_connection(&self) -> bool {
+        matches!(self.code, code::UNREACHABLE | code::NOT_ALLOWED)
     }
 
     pub(super) fn hint(mut self, text: impl Into<String>) -> Self {

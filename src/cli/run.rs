@@ -9,18 +9,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use clap::Args;
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::failure::{Failure, code, complain};
 use super::reach::Reach;
 use super::screen::{Screen, write_json, write_out};
 use super::{key_value, show, time_limit};
-use crate::client::{Client, Following};
+use crate::client::{Client, ClientError, Following};
 use crate::config::Directories;
 use crate::mutex::deadlock::{self, HELD_VARIABLE};
 use crate::mutex::{ExclusiveKey, MutexName};
 use crate::script::{Isolation, ScriptId};
 use crate::spec::{MAX_BODY_BYTES, Spec, SpecError, SpecFile, What};
+
+/// How long to wait before an agent that is away is asked again to stop the script.
+const CANCEL_PAUSE: Duration = Duration::from_millis(200);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,7 +35,8 @@ Examples:
   baton run --target web-1 --timeout 10m --queue-timeout 1h --label project=web deploy.sh
   id=$(baton run --detach deploy.sh); baton logs --follow $id
 
-The first Ctrl-C asks the agent to stop the script, the second leaves at once.
+The first Ctrl-C asks the agent to stop the script, the second leaves at once. When the terminal
+goes away, a script of an agent goes on.
 Exit status: the script's own; else 124 run time limit, 75 queue time limit or busy,
 130 cancelled, 126/127 not started, 69 agent unreachable, 77 not trusted or not allowed,
 70 lost or internal, 2 usage.";
@@ -115,15 +119,21 @@ pub(super) async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode,
     let (client, embedded) = args.reach.client_or_embedded(&folders).await?;
     let id = spec.script_id.clone();
     let goes_on = embedded.is_none();
-    cancel_on_signals(client.clone(), id.clone())?;
+    mind_signals(client.clone(), id.clone(), goes_on)?;
     let result = follow(client.run(spec), Screen::new(args.json)).await;
     if let Some(embedded) = embedded {
         embedded.close().await;
     }
-    if goes_on && result.as_ref().is_err_and(Failure::is_broken_pipe) {
-        complain(&format!("baton: nobody reads the output; the script goes on: baton logs {id}"));
+    match result {
+        Err(failure) if goes_on && failure.is_broken_pipe() => {
+            let text = "nobody reads the output; the script goes on";
+            complain(&format!("baton: {text}: baton logs {id}"));
+            Err(failure)
+        }
+        Err(failure) if goes_on && failure.is_connection() => Err(failure
+            .hint(format!("if it was accepted, the script goes on: baton logs --follow {id}"))),
+        other => other,
     }
-    result
 }
 
 /// A script that waits for another one, which waits for the script's own mutex, would wait for ever.
@@ -166,35 +176,70 @@ pub(super) async fn follow(
     Ok(screen.finish())
 }
 
-/// The first signal asks the agent to stop the script, the second ends this command at once.
-fn cancel_on_signals(client: Client, id: ScriptId) -> Result<(), Failure> {
+/// What a signal means to this command.
+enum Noticed {
+    /// The script is to stop; said twice, this command leaves.
+    Stop,
+    /// The terminal is gone.
+    HangUp,
+}
+
+/// The first Ctrl-C asks the agent to stop the script, the second ends this command at once. When
+/// the terminal goes away, the script goes on with its agent; without one it is stopped.
+fn mind_signals(client: Client, id: ScriptId, goes_on: bool) -> Result<(), Failure> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
+    // What nohup has ignored stays ignored.
+    let hang_up_number = SignalKind::hangup().as_raw_value();
+    let ignored = crate::mutex::os::is_ignored(hang_up_number);
+    let mut hang_up = (!ignored).then(|| signal(SignalKind::hangup())).transpose()?;
     // The task ends with the command: the runtime is shut down behind it.
     drop(tokio::spawn(async move {
         let mut asked = false;
         loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-                _ = hang_up.recv() => {}
-            }
-            if asked {
-                std::process::exit(i32::from(code::CANCELLED));
+            let noticed = tokio::select! {
+                _ = interrupt.recv() => Noticed::Stop,
+                _ = terminate.recv() => Noticed::Stop,
+                () = received(hang_up.as_mut()) => Noticed::HangUp,
+            };
+            match noticed {
+                Noticed::HangUp if goes_on => leave(&id, code::HUNG_UP),
+                Noticed::Stop | Noticed::HangUp if asked => leave(&id, code::CANCELLED),
+                Noticed::Stop | Noticed::HangUp => {}
             }
             asked = true;
             complain("baton: asking the agent to stop the script; once more to leave at once");
-            let reason = "interrupted by the user who ran it".to_owned();
-            let (client, id) = (client.clone(), id.clone());
-            drop(tokio::spawn(async move {
-                if let Err(error) = client.cancel(&id, reason).await {
-                    complain(&format!("baton: can't be cancelled: {error}"));
-                }
-            }));
+            drop(tokio::spawn(cancel(client.clone(), id.clone())));
         }
     }));
     Ok(())
+}
+
+async fn received(signal: Option<&mut Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Ends this command and says where the script is to be found.
+fn leave(id: &ScriptId, code: u8) -> ! {
+    complain(&format!("baton: leaving; what becomes of the script: baton logs --follow {id}"));
+    std::process::exit(i32::from(code));
+}
+
+/// Asks until the agent has heard it: it may be restarting, or not know the script yet.
+async fn cancel(client: Client, id: ScriptId) {
+    let reason = "interrupted by the user who ran it";
+    while let Err(error) = client.cancel(&id, reason.to_owned()).await {
+        let unknown =
+            matches!(&error, ClientError::Refused { reason, .. } if reason == "SCRIPT_NOT_FOUND");
+        if !unknown && !error.is_passing() {
+            complain(&format!("baton: can't be cancelled: {error}"));
+            return;
+        }
+        tokio::time::sleep(CANCEL_PAUSE).await;
+    }
 }
 
 impl RunArgs {

@@ -60,11 +60,25 @@ impl From<Status> for ClientError {
                 Code::Unknown | Code::Unavailable | Code::Cancelled
             ) =>
             {
-                Self::Broken(crate::agent::chain(&status))
+                Self::Broken(cause(&status))
             }
             None => Self::Refused { reason: String::new(), code: status.code(), message },
         }
     }
+}
+
+/// Why a connection broke, in few words: the innermost cause, without what libraries add for their
+/// own users.
+fn cause(status: &Status) -> String {
+    let mut error: &dyn std::error::Error = status;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    let text = error.to_string();
+    if text.contains("close_notify") || text.contains("broken pipe") || text.contains("h2 ") {
+        return "it closed the connection".to_owned();
+    }
+    crate::script::shorten(text.lines().next().unwrap_or_default(), 120)
 }
 
 impl ClientError {

@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -135,8 +136,11 @@ impl Hold {
         if first_wait.follow.is_empty() {
             return Ok(advance);
         }
-        // Watched, then looked at again: a change in between is seen.
-        self.waker.follow(&first_wait.follow)?;
+        // Watched, then looked at again: a change in between is seen. The system may have no watcher
+        // left; then changes are told only when it may go on.
+        if self.waker.follow(&first_wait.follow).is_err() {
+            return Ok(advance);
+        }
         self.look()
     }
 
@@ -254,17 +258,21 @@ impl Place {
             self.ticket.describe(&guard, who)?;
             self.stage = Stage::AtLock(self.folder.open_os_lock()?);
             drop(guard);
-            return self.first_try(waker);
         }
-        self.try_os_lock()
+        self.try_and_sleep(waker)
     }
 
     /// Tries the plain OS lock; sleeps on it when somebody else has it.
-    fn first_try(&mut self, waker: &Waker) -> Result<Option<Blocked>, MutexError> {
+    fn try_and_sleep(&mut self, waker: &Waker) -> Result<Option<Blocked>, MutexError> {
         let blocked = self.try_os_lock()?;
         if let (Some(_), Stage::AtLock(file)) = (&blocked, &self.stage) {
-            let same_open_file = file.try_clone().map_err(MutexError::Wake)?;
-            waker.ring_when_locked(same_open_file, self.ticket.mode.is_exclusive())?;
+            let inode = file.metadata().map_err(MutexError::Wake)?.ino();
+            // The file at the path may be another one than last time: it has a sleeper of its own.
+            if !self.slept_on.contains(&inode) {
+                let same_open_file = file.try_clone().map_err(MutexError::Wake)?;
+                waker.ring_when_locked(same_open_file, self.ticket.mode.is_exclusive())?;
+                self.slept_on.push(inode);
+            }
         }
         Ok(blocked)
     }
@@ -306,7 +314,6 @@ impl Place {
         blockers: &[usize],
         waker: &Waker,
     ) -> Result<(), MutexError> {
-        use std::os::unix::fs::MetadataExt as _;
         for (place, other) in ahead.into_iter().enumerate() {
             if !blockers.contains(&place) {
                 continue;
@@ -464,6 +471,27 @@ mod tests {
             last = fence;
             hold.release().unwrap();
         }
+    }
+
+    #[test]
+    fn rule_8_an_os_lock_that_was_made_anew_and_taken_again_is_slept_on_too() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("m/os.lock");
+        join(root.path(), &[claim("m", Mode::Exclusive)]).release().unwrap();
+        let outside = || File::create(&path).unwrap();
+        let first = outside();
+        assert!(os::try_lock_exclusive(&first).unwrap());
+        let mut waiter = join(root.path(), &[claim("m", Mode::Exclusive)]);
+        assert!(!is_held(&mut waiter));
+        std::fs::remove_file(&path).unwrap();
+        let second = outside();
+        assert!(os::try_lock_exclusive(&second).unwrap());
+        drop(first);
+        wake(&waiter);
+        assert!(!is_held(&mut waiter));
+        drop(second);
+        wake(&waiter);
+        assert!(is_held(&mut waiter));
     }
 
     #[test]

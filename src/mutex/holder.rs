@@ -18,7 +18,7 @@ use signal_hook::iterator::exfiltrator::origin::WithOrigin;
 use signal_hook::low_level::siginfo::{Cause, Origin};
 
 use super::deadlock::{self, HELD_VARIABLE};
-use super::{Advance, Blocked, Claim, Claimant, Hold, MutexError};
+use super::{Advance, Blocked, Claim, Claimant, Hold, MutexError, os};
 
 /// How long to wait for the mutexes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,9 +89,11 @@ pub fn run(
     hold.make_inheritable()?;
     command.envs(variables(&hold, &wish.claims));
     // Before the start: no signal is missed.
-    let mut signals = SignalsInfo::<WithOrigin>::new([
-        SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2,
-    ])?;
+    let passed_on = [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+    // What is ignored here (nohup, say) the command is to ignore too.
+    let mut signals = SignalsInfo::<WithOrigin>::new(
+        passed_on.into_iter().filter(|signal| *signal == SIGCHLD || !os::is_ignored(*signal)),
+    )?;
     #[expect(clippy::disallowed_methods, reason = "this is the home of protected commands")]
     let ran = match command.spawn() {
         Ok(child) => Ran::Ended(follow(child, &mut signals)?),

@@ -71,8 +71,12 @@ impl Claimant {
 #[derive(Debug, Clone)]
 pub(super) struct Folder {
     path: PathBuf,
-    file_mode: u32,
+    /// Of the plain OS lock; everything else in the folder is the owner's alone.
+    lock_mode: u32,
 }
+
+/// The mode of tickets, guard and counter: who may not join has nothing to read there either.
+const PRIVATE: u32 = 0o600;
 
 /// A live ticket of somebody else.
 #[derive(Debug)]
@@ -99,17 +103,17 @@ impl Folder {
     /// The folder of mutex `name` below `root`, made if need be.
     pub(super) fn open(root: &Path, name: &MutexName) -> Result<Self, MutexError> {
         let path = root.join(name.as_str());
-        let (folder_mode, file_mode) =
+        let (folder_mode, lock_mode) =
             if name.is_machine() { (0o700, 0o600) } else { (0o755, 0o644) };
         os::ensure_folder(root, 0o755)?;
         os::ensure_folder(&path, folder_mode)?;
         os::ensure_folder(&path.join("line"), folder_mode)?;
-        Ok(Self { path, file_mode })
+        Ok(Self { path, lock_mode })
     }
 
     /// Waits for the guard of the line.
     pub(super) fn guard(&self) -> Result<Guard, MutexError> {
-        Guard::lock(&self.path.join("guard"), self.file_mode)
+        Guard::lock(&self.path.join("guard"), PRIVATE)
     }
 
     /// The plain OS lock's path.
@@ -119,7 +123,7 @@ impl Folder {
 
     /// Opens the plain OS lock.
     pub(super) fn open_os_lock(&self) -> Result<File, MutexError> {
-        os::open_plain(&self.os_lock_path(), self.file_mode)
+        os::open_plain(&self.os_lock_path(), self.lock_mode)
     }
 
     /// The folder of the tickets.
@@ -136,7 +140,7 @@ impl Folder {
             .read(true)
             .write(true)
             .create_new(true)
-            .mode(self.file_mode)
+            .mode(PRIVATE)
             .custom_flags(os::plain_flags())
             .open(&path)
             .map_err(failed)?;
@@ -168,7 +172,7 @@ impl Folder {
     /// One more than every number that was ever given out (rule 1).
     fn next_number(&self) -> Result<u64, MutexError> {
         let path = self.path.join("next");
-        let file = os::open_plain(&path, self.file_mode)?;
+        let file = os::open_plain(&path, PRIVATE)?;
         let mut text = [0_u8; 20];
         let length = file.read_at(&mut text, 0).unwrap_or(0);
         let counted = std::str::from_utf8(&text[..length]).ok().and_then(|t| t.trim().parse().ok());
@@ -353,6 +357,20 @@ mod tests {
         ticket.describe(&guard, &who).unwrap();
         let seen = folder.live_before(&guard, u64::MAX).unwrap();
         assert_eq!(seen[0].claimant(), who);
+    }
+
+    #[test]
+    fn a_folder_in_which_strangers_can_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let root = tempfile::tempdir().unwrap();
+        let name = "log".parse().unwrap();
+        for mode in [0o777, 0o775, 0o1777] {
+            std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            let found = Folder::open(root.path(), &name);
+            assert!(matches!(found, Err(MutexError::Unsafe { .. })), "{mode:o}");
+        }
+        std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        Folder::open(root.path(), &name).unwrap();
     }
 
     #[test]

@@ -79,6 +79,18 @@ pub enum MutexError {
         /// What it should be.
         expected: &'static str,
     },
+    /// Somebody else could put other files in the place of a mutex's.
+    #[error(
+        "mutex folder {path} is not safe: owner {owner}, mode {mode:o}; it must belong to this user or root, and others must not write there"
+    )]
+    Unsafe {
+        /// Which folder.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Its permissions.
+        mode: u32,
+    },
     /// The named mutex of the operating system that guards the line refused.
     #[error("guard of the line {path}")]
     Guard {

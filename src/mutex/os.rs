@@ -16,16 +16,30 @@ use rustix::fs::{FlockOperation, OFlags, flock, inotify};
 
 use super::MutexError;
 
-/// Makes a folder with a mode, and its parents; checks that it is a folder and no link.
+/// Makes a folder with a mode, and its parents; checks that it is a folder and no link, and that no
+/// stranger can change what is in it.
 pub(super) fn ensure_folder(path: &Path, mode: u32) -> Result<(), MutexError> {
     let failed = |source| MutexError::Folder { path: path.to_owned(), source };
-    match path.symlink_metadata() {
-        Ok(found) if found.is_dir() => return Ok(()),
-        Ok(_) => return Err(MutexError::Strange { path: path.to_owned(), expected: "folder" }),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) => return Err(failed(e)),
+    let found = match path.symlink_metadata() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            std::fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed)?;
+            path.symlink_metadata().map_err(failed)?
+        }
+        other => other.map_err(failed)?,
+    };
+    if !found.is_dir() {
+        return Err(MutexError::Strange { path: path.to_owned(), expected: "folder" });
     }
-    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed)
+    let owner = found.uid();
+    let is_ours = owner == 0 || owner == rustix::process::geteuid().as_raw();
+    if !is_ours || found.mode() & 0o022 != 0 {
+        return Err(MutexError::Unsafe {
+            path: path.to_owned(),
+            owner,
+            mode: found.mode() & 0o7777,
+        });
+    }
+    Ok(())
 }
 
 /// Opens a plain file for reading and writing, makes it with `mode` if need be. Never follows a
@@ -193,6 +207,14 @@ impl Waker {
             .map(drop)
             .map_err(MutexError::Wake)
     }
+}
+
+/// Whether this process was started with a signal ignored, by nohup say.
+pub fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    u32::try_from(signal - 1).is_ok_and(|bit| mask.checked_shr(bit).unwrap_or(0) & 1 == 1)
 }
 
 /// The name of the user with this id, from `/etc/passwd`; `uid N` when it isn't there.

@@ -52,6 +52,9 @@ enum SuperviseError {
 
 /// Runs `baton supervise`: reads an [`Assignment`] from standard input and does it.
 pub fn main() -> ExitCode {
+    // A session of its own: a script finds no terminal at which it would stop and wait for ever, and
+    // a Ctrl-C there is the client's to pass on. EPERM: it has one already.
+    rustix::process::setsid().map(drop).unwrap_or_default();
     match read_assignment().and_then(|assignment| assignment.map_or(Ok(()), supervise)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -142,13 +142,15 @@ impl Tree {
         Ok(self.leader_is_reaped && !has_children()?)
     }
 
-    /// Sends SIGTERM to every process of the tree.
+    /// Sends SIGTERM to every process of the tree; one that is stopped goes on to hear it.
     pub(super) fn ask(&self) {
         // The group at once first, so that a pipeline hears it together.
         rustix::process::kill_process_group(self.leader, Signal::TERM).unwrap_or_default();
+        rustix::process::kill_process_group(self.leader, Signal::CONT).unwrap_or_default();
         let leader = self.leader();
         for process in descendants().into_iter().filter(|process| process.group != leader) {
             process.signal(Signal::TERM);
+            process.signal(Signal::CONT);
         }
     }
 

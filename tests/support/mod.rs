@@ -89,7 +89,21 @@ impl World {
     /// A running agent with the folders of `name`.
     pub async fn agent_at(&self, name: &str, arguments: &[&str]) -> TestAgent {
         let mut command = self.baton_at(name);
-        command.args(["agent", "run"]).args(arguments).stderr(Stdio::piped());
+        command.args(["agent", "run"]).args(arguments);
+        self.await_agent(name, command).await
+    }
+
+    /// A running agent of another copy of the program.
+    pub async fn agent_of(&self, program: &Path, name: &str) -> TestAgent {
+        let like = self.baton_at(name);
+        let mut command = Command::new(program);
+        let variables = like.get_envs().filter_map(|(name, value)| Some((name, value?)));
+        command.envs(variables).args(["agent", "run", "--listen", "none"]).stdin(Stdio::null());
+        self.await_agent(name, command).await
+    }
+
+    async fn await_agent(&self, name: &str, mut command: Command) -> TestAgent {
+        command.stderr(Stdio::piped());
         let mut child = spawn(&mut command);
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let read = tokio::task::spawn_blocking(move || {

@@ -185,6 +185,9 @@ fn exit_code(status: ExitStatus) -> ExitCode {
 
 impl From<HolderError> for Failure {
     fn from(error: HolderError) -> Self {
-        Self::new(code::INTERNAL, error)
+        match error {
+            HolderError::Mutex(error) => error.into(),
+            HolderError::System(_) => Self::new(code::INTERNAL, error),
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! `baton mutex status`: who holds, who waits, who has the plain lock without baton.
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -121,6 +122,25 @@ fn standing_json(standing: &Standing) -> Value {
 
 impl From<MutexError> for Failure {
     fn from(error: MutexError) -> Self {
-        Self::new(code::INTERNAL, error)
+        let denied = |source: &std::io::Error| source.kind() == ErrorKind::PermissionDenied;
+        let hint = match &error {
+            MutexError::Unsafe { path, .. } => {
+                Some(format!("chmod go-w {}, or set BATON_MUTEX_DIR", path.display()))
+            }
+            MutexError::Folder { source, .. } | MutexError::File { source, .. }
+                if denied(source) =>
+            {
+                Some(
+                    "a mutex is for processes of one user; BATON_MUTEX_DIR names the folder".into(),
+                )
+            }
+            MutexError::Folder { .. }
+            | MutexError::File { .. }
+            | MutexError::Strange { .. }
+            | MutexError::Guard { .. }
+            | MutexError::Deadlock(_)
+            | MutexError::Wake(_) => None,
+        };
+        hint.into_iter().fold(Self::new(code::INTERNAL, error), Self::hint)
     }
 }
