@@ -10,6 +10,7 @@
 //!   cancel.json     why the script is to stop; written before the supervisor is told
 //!   output.journal  the output
 //!   outcome.json    how it ended: written once, durable
+//!   reserve         room on the disk for the outcome, should the script fill it
 //! ```
 //!
 //! It knows names and shapes of files, not what they mean.
@@ -25,6 +26,9 @@ use serde::de::DeserializeOwned;
 use crate::durable;
 use crate::script::ScriptId;
 use crate::spec::{Spec, What};
+
+/// More than an outcome with all its stragglers has.
+const RESERVED_BYTES: u64 = 64 * 1024;
 
 /// A script's folder.
 #[derive(Debug, Clone)]
@@ -178,6 +182,25 @@ impl Workspace {
             .map_err(|source| WorkspaceError::Damaged { path: path.clone(), source })?;
         let written = write_new(&new, &text, 0o600).and_then(|()| std::fs::rename(&new, &path));
         self.check(&path, written)
+    }
+
+    /// Takes room on the disk for the outcome, if there is some.
+    pub fn reserve(&self) {
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(self.reserved());
+        if let Ok(file) = file {
+            let flags = rustix::fs::FallocateFlags::empty();
+            // Not every file system can; then there is no reserve.
+            rustix::fs::fallocate(&file, flags, 0, RESERVED_BYTES).unwrap_or_default();
+        }
+    }
+
+    /// Gives the room back: the outcome is written now.
+    pub fn use_reserve(&self) {
+        std::fs::remove_file(self.reserved()).unwrap_or_default();
+    }
+
+    fn reserved(&self) -> PathBuf {
+        self.path.join("reserve")
     }
 
     /// Makes the folder's entries and the folder itself durable.

@@ -169,3 +169,28 @@ fn every_message_field_and_call_is_described() {
     }
     assert!(bare.is_empty(), "{bare:#?}");
 }
+
+/// What is published: two exclusive scripts never seem to run at once.
+#[tokio::test]
+async fn nobody_is_told_that_two_exclusive_scripts_run() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let mut client = AgentClient::new(channel(&agent).await);
+    let mut counts = client.watch(v1::AgentWatchRequest {}).await.unwrap().into_inner();
+    let mut scripts = Vec::new();
+    for _ in 0..20 {
+        scripts.push(agent.script("true").start().await);
+    }
+    let watching = async {
+        let (mut most, mut started) = (0, false);
+        loop {
+            let status = counts.message().await.unwrap().unwrap().status.unwrap();
+            most = most.max(status.running);
+            started |= status.running > 0;
+            if started && status == v1::AgentStatus::default() {
+                return most;
+            }
+        }
+    };
+    assert_eq!(soon("the end of all", watching).await, 1);
+}

@@ -1,6 +1,7 @@
 //! One task for each launched script: follows what its supervisor writes, and records its end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tracing::{debug, error, warn};
@@ -16,6 +17,9 @@ use crate::supervisor::job::{Ending, Report};
 
 /// How often a supervisor may die before it starts the script.
 const MAX_FALSE_STARTS: u32 = 3;
+
+/// How long the start of a script is not told because of an end that is not told yet.
+const TELLING_LIMIT: Duration = Duration::from_secs(2);
 
 /// What an attendant knows of its script.
 #[derive(Debug)]
@@ -138,6 +142,7 @@ impl Agent {
             }
             Report::Starting => seen.starting = true,
             Report::Started { .. } => {
+                self.ends_are_told(id).await;
                 {
                     let mut table = self.table();
                     if let Some(living) = table.get_mut(id) {
@@ -152,6 +157,23 @@ impl Agent {
         }
         self.queue_changed();
         Ok(())
+    }
+
+    /// A script starts only when those in its way have ended; their supervisors may still be on their
+    /// way out. Waits until nobody would be told that both run.
+    async fn ends_are_told(&self, id: &ScriptId) {
+        let told = async {
+            loop {
+                let before = self.table().in_the_way(id);
+                match before {
+                    // An error: it is gone.
+                    Some(mut changed) => changed.changed().await.unwrap_or_default(),
+                    None => return,
+                }
+            }
+        };
+        // Over: better late news of the other's end than none of this one's start.
+        tokio::time::timeout(TELLING_LIMIT, told).await.unwrap_or_default();
     }
 
     /// Puts the phase into the store, for who reads it there. What counts is in the workspace.
@@ -174,6 +196,17 @@ impl Agent {
         let ending: Option<Ending> =
             super::blocking(move || workspace.read_json(&workspace.outcome())).await??;
         if let Some(Ending { outcome, started_at, ended_at }) = ending {
+            // It is on disk already: nobody waits for the store to hear of it.
+            {
+                let mut table = self.table();
+                table.queue.remove(id);
+                if let Some(living) = table.get_mut(id) {
+                    living.started_at = started_at;
+                    living.ended_at = Some(ended_at);
+                }
+                table.apply(id, Event::Ended(outcome.clone()))?;
+            }
+            self.queue_changed();
             return self.finish(id, outcome, started_at, ended_at).await;
         }
         let stopped = self.table().get(id).and_then(|living| living.stop.clone());

@@ -243,7 +243,8 @@ impl Agent {
         self.settled(id).await;
         let asked = {
             let mut table = self.table();
-            let asked = table.get_mut(id).map(|living| {
+            let living = table.get_mut(id).filter(|living| !living.phase.is_done());
+            let asked = living.map(|living| {
                 // The first reason is the one on record.
                 let reason = living.stop.get_or_insert(reason).clone();
                 (living.phase == Phase::Queued, reason)

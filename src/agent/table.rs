@@ -27,6 +27,8 @@ pub(super) struct Living {
     pub(super) accepted: bool,
     pub(super) queued_at: Timestamp,
     pub(super) started_at: Option<Timestamp>,
+    /// When it ended, between its end and the moment in which the store has it.
+    pub(super) ended_at: Option<Timestamp>,
     pub(super) output_bytes: u64,
     /// What its supervisor last said that it waits for.
     pub(super) blocked: Vec<Blocked>,
@@ -80,6 +82,7 @@ impl Table {
             accepted,
             queued_at,
             started_at: None,
+            ended_at: None,
             output_bytes: 0,
             blocked: Vec::new(),
             stop: None,
@@ -133,6 +136,18 @@ impl Table {
         Some(Arc::clone(&living.spec))
     }
 
+    /// Somebody before a script who still counts as running and must have ended for it to run: rings
+    /// when that is different.
+    pub(super) fn in_the_way(&self, id: &ScriptId) -> Option<watch::Receiver<()>> {
+        let lines = self.queue.lines(id);
+        let blocking = lines.iter().filter(|line| !line.admitted);
+        let before = blocking.flat_map(|line| line.before.iter());
+        let mut running = before.filter_map(|(id, _)| self.living.get(*id)).filter(|living| {
+            matches!(living.phase, Phase::Running | Phase::Stopping) && living.started_at.is_some()
+        });
+        running.next().map(|living| living.changed.subscribe())
+    }
+
     pub(super) fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         for living in self.living.values() {
@@ -170,7 +185,7 @@ impl Table {
             waits,
             queued_at: living.queued_at,
             started_at: living.started_at,
-            ended_at: None,
+            ended_at: living.ended_at,
             output_bytes: living.output_bytes,
             summary: spec.summary(),
         })

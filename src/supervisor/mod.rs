@@ -108,6 +108,7 @@ fn supervise(assignment: Assignment) -> Result<(), SuperviseError> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(io::Error::from)?;
     let signals = Signals::register(assignment.tied)?;
+    workspace.reserve();
     let journal = Writer::create(&workspace.journal(), job.max_output_bytes)?;
     Supervision { workspace, job, signals, journal }.carry_out()
 }
@@ -207,6 +208,7 @@ impl Supervision {
         // The outcome must be known even if the output can't be kept.
         let synced = self.journal.sync();
         let ending = Ending { outcome, started_at, ended_at: Timestamp::now() };
+        self.workspace.use_reserve();
         self.workspace.write_json(&self.workspace.outcome(), &ending)?;
         Ok(synced?)
     }

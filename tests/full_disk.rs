@@ -1,0 +1,53 @@
+//! Promise: a full disk is said, holds nobody up, and is over when there is room again. Needs to mount
+//! a small file system, so it runs as root only.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails here")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use baton::script::OutcomeKind;
+use support::{World, finish};
+
+/// A file system of two MiB, unmounted at the end.
+struct Small(PathBuf);
+
+impl Small {
+    /// `None` where this may not be done.
+    fn mount(path: &Path) -> Option<Self> {
+        std::fs::create_dir_all(path).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=2m,mode=700", "baton-test"]).arg(path);
+        mount.status().is_ok_and(|status| status.success()).then(|| Self(path.to_owned()))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("--lazy").arg(&self.0).status());
+    }
+}
+
+#[tokio::test]
+async fn a_script_that_fills_the_disk_ends_with_its_outcome_and_others_go_on() {
+    let world = World::new();
+    let Some(_small) = Small::mount(&world.path("a/state")) else {
+        eprintln!("skipped: no file system may be mounted here");
+        return;
+    };
+    let agent = world.agent_at("a", &["--listen", "none"]).await;
+    let ballast = world.path("a/state/fill").display().to_string();
+    let text = format!("head -c 4000000 /dev/zero > {ballast} 2>/dev/null; echo filled; exit 3");
+    let (code, _, error) = finish(world.baton_at("a").args(["run", "--id", "fill", "-c", &text]));
+    assert_eq!(code, 3, "{error}");
+    // The machine is free, and says so.
+    let free = ["mutex", "run", "--no-wait", "machine", "--", "true"];
+    assert_eq!(finish(world.baton_at("a").args(free)).0, 0);
+    std::fs::remove_file(ballast).unwrap();
+    let again = agent.script("exit 5").start().await;
+    assert_eq!(again.outcome().await.kind, OutcomeKind::Exited { code: 5 });
+    let fill = support::Started { client: agent.client.clone(), id: "fill".parse().unwrap() };
+    assert_eq!(fill.outcome().await.kind, OutcomeKind::Exited { code: 3 });
+}
