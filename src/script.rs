@@ -373,7 +373,7 @@ impl fmt::Display for OutcomeKind {
 pub struct Straggler {
     /// Its process id.
     pub pid: u32,
-    /// Its command line, cut to 256 bytes.
+    /// Its command line, cut to 256 characters.
     pub command: String,
 }
 

@@ -52,8 +52,10 @@ pub struct Wait {
     pub mutex: MutexName,
     /// The place among those who wait: 1 is next.
     pub position: u32,
-    /// Those who hold the mutex.
+    /// Those who hold the mutex; the first of them are named.
     pub holders: Vec<Party>,
+    /// How many hold it.
+    pub holder_count: u32,
     /// Those who wait before; the first of them are named.
     pub ahead: Vec<Party>,
     /// How many wait before.
@@ -66,8 +68,8 @@ impl Wait {
     /// The wait in words: who holds the mutex, since when, how many are before.
     pub fn reason(&self) -> String {
         let mut text = format!("`{}` ", self.mutex);
-        let (named, more) = match self.holders.split_first() {
-            Some((first, others)) => (describe(first), others.len()),
+        let (named, more) = match self.holders.first() {
+            Some(first) => (describe(first), self.holder_count.saturating_sub(1)),
             None if self.foreign => ("a program outside baton".to_owned(), 0),
             None => return text + "is about to be free",
         };
@@ -134,12 +136,14 @@ mod tests {
             mutex: MutexName::machine(),
             position: 1,
             holders: vec![party("a")],
+            holder_count: 1,
             ahead: Vec::new(),
             ahead_count: 0,
             foreign: false,
         };
         assert_eq!(wait.reason(), "`machine` is held by script a (make)");
         wait.holders.push(party("b"));
+        wait.holder_count = 2;
         wait.ahead_count = 3;
         assert_eq!(
             wait.reason(),

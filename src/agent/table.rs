@@ -22,6 +22,8 @@ const MAX_NAMED: usize = 16;
 #[derive(Debug)]
 pub(super) struct Living {
     pub(super) spec: Arc<Spec>,
+    /// What runs, in one line: it is asked for often, and a body may be long.
+    summary: String,
     pub(super) phase: Phase,
     /// Whether it is on disk; until then nobody may be told that it is accepted.
     pub(super) accepted: bool,
@@ -88,6 +90,7 @@ impl Table {
             stop: None,
             false_starts: 0,
             changed: watch::Sender::new(()),
+            summary: spec.summary(),
             spec,
         };
         self.living.insert(living.spec.script_id.clone(), living);
@@ -187,7 +190,7 @@ impl Table {
             started_at: living.started_at,
             ended_at: living.ended_at,
             output_bytes: living.output_bytes,
-            summary: spec.summary(),
+            summary: living.summary.clone(),
         })
     }
 
@@ -200,22 +203,23 @@ impl Table {
             if admitted && !told {
                 continue;
             }
-            let earlier: Vec<_> = before
-                .iter()
-                .filter_map(|(id, mode)| Some((self.living.get(*id)?, *mode)))
-                .collect();
-            let mut wait = self.outsiders(mutex, &earlier, living);
-            for (other, mode) in earlier {
-                let party = Party { who: other.claimant(), exclusive: mode.is_exclusive() };
-                if matches!(other.phase, Phase::Running | Phase::Stopping) {
-                    wait.holders.push(party);
+            let mut wait = self.outsiders(mutex, &before, living);
+            for (other, mode) in before {
+                let Some(other) = self.living.get(other) else {
+                    continue;
+                };
+                let party = || Party { who: other.claimant(), exclusive: mode.is_exclusive() };
+                let (list, count) = if other.holds(mutex) {
+                    (&mut wait.holders, &mut wait.holder_count)
                 } else {
-                    wait.ahead_count += 1;
-                    wait.ahead.push(party);
+                    (&mut wait.ahead, &mut wait.ahead_count)
+                };
+                *count += 1;
+                if list.len() < MAX_NAMED {
+                    list.push(party());
                 }
             }
             wait.position = wait.ahead_count + 1;
-            wait.ahead.truncate(MAX_NAMED);
             waits.push(wait);
         }
         waits
@@ -223,9 +227,9 @@ impl Table {
 
     /// Those who are not scripts of this agent, as the first supervisor that waits in the line sees
     /// them: the script's own, or that of one before it.
-    fn outsiders(&self, mutex: &MutexName, earlier: &[(&Living, Mode)], living: &Living) -> Wait {
-        let supervised = earlier.iter().map(|(living, _)| *living).chain([living]);
-        let mut reports = supervised.flat_map(|living| &living.blocked);
+    fn outsiders(&self, mutex: &MutexName, before: &[(&ScriptId, Mode)], living: &Living) -> Wait {
+        let earlier = before.iter().filter_map(|(id, _)| self.living.get(*id));
+        let mut reports = earlier.chain([living]).flat_map(|living| &living.blocked);
         let report = reports.find(|blocked| blocked.mutex == *mutex);
         let outside = |party: &&Party| {
             let id = party.who.script_id.as_deref();
@@ -238,22 +242,38 @@ impl Table {
         Wait {
             mutex: mutex.clone(),
             position: 1,
+            holder_count: count(holders.len()),
             holders,
-            ahead_count: u32::try_from(ahead.len()).unwrap_or(u32::MAX),
+            ahead_count: count(ahead.len()),
             ahead,
             foreign: report.is_some_and(|blocked| blocked.foreign),
         }
     }
 }
 
+fn count(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
+
 impl Living {
+    /// Whether it holds a mutex of its own claims: it runs, or waits for another one only.
+    fn holds(&self, mutex: &MutexName) -> bool {
+        match self.phase {
+            Phase::Running | Phase::Stopping => self.started_at.is_some(),
+            Phase::Waiting => {
+                !self.blocked.is_empty() && self.blocked.iter().all(|b| b.mutex != *mutex)
+            }
+            Phase::Queued | Phase::Done(_) => false,
+        }
+    }
+
     /// What others are told about who it is.
     pub(super) fn claimant(&self) -> Claimant {
         Claimant {
             pid: 0,
             user: String::new(),
             script_id: Some(self.spec.script_id.to_string()),
-            command: self.spec.summary(),
+            command: self.summary.clone(),
             labels: self.spec.labels.clone(),
             reason: String::new(),
             within: Vec::new(),

@@ -71,6 +71,7 @@ fn wait_json(wait: &Wait) -> Value {
         "mutex": wait.mutex,
         "position": wait.position,
         "holders": wait.holders.iter().map(party_json).collect::<Vec<_>>(),
+        "holder_count": wait.holder_count,
         "ahead": wait.ahead.iter().map(party_json).collect::<Vec<_>>(),
         "ahead_count": wait.ahead_count,
         "foreign": wait.foreign,

@@ -19,8 +19,10 @@ use crate::wire::{to_timestamp, v1};
 
 /// How many scripts a page has when the request doesn't say.
 const DEFAULT_PAGE_SIZE: u32 = 100;
-/// How many scripts a page may have.
+/// How many scripts a request may ask for.
 const MAX_PAGE_SIZE: u32 = 1000;
+/// How many scripts a page has at most: each may name many others, and a message has a limit.
+const LARGEST_PAGE: u32 = 100;
 /// The longest reason of a cancel, in bytes.
 const MAX_REASON_BYTES: usize = 1024;
 
@@ -137,7 +139,7 @@ impl v1::scripts_server::Scripts for Service {
         let request = request.into_inner();
         let limit = page_size(request.page_size)?;
         let after = parse_token(&request.page_token)?;
-        let phases = phase_names(request.phases().collect())?;
+        let phases = phase_names(&request.phases)?;
         let filter = ListFilter { phases, labels: request.labels.into_iter().collect() };
         let page = self.agent.list(&filter, after, limit).await.map_err(|e| status::agent(&e))?;
         Ok(Response::new(v1::ListResponse {
@@ -178,19 +180,22 @@ fn page_size(asked: u32) -> Result<usize, Status> {
     if size > MAX_PAGE_SIZE {
         return Err(status::field("page_size", "is out of range: 1 to 1000"));
     }
+    let size = size.min(LARGEST_PAGE);
     usize::try_from(size).map_err(|_| status::field("page_size", "is out of range"))
 }
 
-fn phase_names(phases: Vec<v1::Phase>) -> Result<Option<Vec<&'static str>>, Status> {
-    let name = |phase| match phase {
-        v1::Phase::Queued => Ok("queued"),
-        v1::Phase::Waiting => Ok("waiting"),
-        v1::Phase::Running => Ok("running"),
-        v1::Phase::Stopping => Ok("stopping"),
-        v1::Phase::Done => Ok("done"),
-        v1::Phase::Unspecified => Err(status::field("phases", "has one that is not known")),
+fn phase_names(phases: &[i32]) -> Result<Option<Vec<&'static str>>, Status> {
+    let name = |phase: &i32| match v1::Phase::try_from(*phase) {
+        Ok(v1::Phase::Queued) => Ok("queued"),
+        Ok(v1::Phase::Waiting) => Ok("waiting"),
+        Ok(v1::Phase::Running) => Ok("running"),
+        Ok(v1::Phase::Stopping) => Ok("stopping"),
+        Ok(v1::Phase::Done) => Ok("done"),
+        Ok(v1::Phase::Unspecified) | Err(_) => {
+            Err(status::field("phases", "has one that is not known"))
+        }
     };
-    let names = phases.into_iter().map(name).collect::<Result<Vec<_>, _>>()?;
+    let names = phases.iter().map(name).collect::<Result<Vec<_>, _>>()?;
     Ok((!names.is_empty()).then_some(names))
 }
 

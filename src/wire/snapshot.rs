@@ -77,13 +77,14 @@ impl TryFrom<v1::Script> for Snapshot {
 impl From<Wait> for v1::Wait {
     fn from(wait: Wait) -> Self {
         let reason = wait.reason();
-        let Wait { mutex, position, holders, ahead, ahead_count, foreign } = wait;
+        let Wait { mutex, position, holders, holder_count, ahead, ahead_count, foreign } = wait;
         Self {
             mutex: mutex.into(),
             position,
             holders: holders.into_iter().map(v1::Claimant::from).collect(),
             ahead: ahead.into_iter().map(v1::Claimant::from).collect(),
             ahead_count,
+            holder_count,
             reason,
             foreign,
         }
@@ -101,6 +102,7 @@ impl TryFrom<v1::Wait> for Wait {
             holders: message.holders.into_iter().map(Party::from).collect(),
             ahead: message.ahead.into_iter().map(Party::from).collect(),
             ahead_count: message.ahead_count,
+            holder_count: message.holder_count,
         })
     }
 }

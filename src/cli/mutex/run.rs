@@ -165,6 +165,7 @@ fn describe(blocked: &[Blocked]) -> String {
             let wait = Wait {
                 mutex: blocked.mutex.clone(),
                 position: count(blocked.position),
+                holder_count: count(blocked.holders.len()),
                 holders: blocked.holders.clone(),
                 ahead: blocked.ahead.clone(),
                 ahead_count: count(blocked.position.saturating_sub(1)),
