@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::config::MAX_GRACE;
 use crate::mutex::{Claim, ExclusiveKey, Mode, MutexName};
 use crate::script::{Isolation, Labels, NameError, ScriptId, check_text, shorten};
 
@@ -29,8 +30,6 @@ pub const MAX_LABELS: usize = 32;
 pub const MAX_LABEL_BYTES: (usize, usize) = (63, 256);
 /// The longest time limit: a year.
 pub const MAX_TIME_LIMIT: Duration = Duration::from_hours(365 * 24);
-/// The longest grace: a day.
-pub const MAX_GRACE: Duration = Duration::from_hours(24);
 /// The longest summary, in characters.
 const SUMMARY_CHARS: usize = 80;
 
@@ -77,6 +76,9 @@ pub struct Spec {
     pub grace: Option<Duration>,
     pub labels: Labels,
 }
+
+/// How much of a field's name is told.
+const MAX_FIELD_CHARS: usize = 128;
 
 /// A field that can't be accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -133,7 +135,8 @@ pub enum Problem {
 impl SpecError {
     /// An error about `field`.
     pub fn new(field: impl Into<String>, problem: impl Into<Problem>) -> Self {
-        Self { field: field.into(), problem: problem.into() }
+        // A bad name may be of any length, and travels in the headers of an answer.
+        Self { field: shorten(&field.into(), MAX_FIELD_CHARS), problem: problem.into() }
     }
 }
 
@@ -148,8 +151,11 @@ impl Spec {
         self.check_files()?;
         self.check_limits()?;
         self.check_labels()?;
-        if self.working_directory.as_ref().is_some_and(|path| !path.is_absolute()) {
-            return Err(SpecError::new("working_directory", Problem::NotAbsolute));
+        if let Some(path) = &self.working_directory {
+            if !path.is_absolute() {
+                return Err(SpecError::new("working_directory", Problem::NotAbsolute));
+            }
+            check_argument("working_directory", &path.to_string_lossy())?;
         }
         if self.isolation == Isolation::Observer && self.exclusive_key.is_some() {
             let problem = Problem::Invalid("can't be had by an observer, which takes no mutex");

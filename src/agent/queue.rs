@@ -3,13 +3,14 @@
 //! 1. Scripts have one order, that of their arrival. Each stands in the line of each mutex that it
 //!    claims; a script without claims stands in none and is launched at once.
 //! 2. Tickets are taken in the order of arrival: a script is launched only when all before it in its
-//!    lines have theirs. Among shared claims without a limit the order of tickets makes no
-//!    difference, so there nobody waits for somebody who waits for another mutex.
+//!    lines have theirs. Among shared claims without a limit nobody waits for somebody who still is
+//!    here because of another mutex, but for those whose supervisors are about to take theirs.
 //! 3. Of the scripts that must wait, one a line is launched, the first: it sleeps on the right
 //!    ticket when the holder ends. The others wait here, so a caller from outside stands behind at
 //!    most that one.
 //! 4. Who may hold is asked of [`policy`], the same rule as on disk.
-//! 5. The queue has a capacity, and says when it is full.
+//! 5. The queue has a capacity, and says when it is full. Those without claims have one of their own:
+//!    a health check is not refused because deployments queue.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -69,7 +70,7 @@ struct Seen {
     ahead: policy::Ahead,
     /// Someone before has no ticket yet (rule 2).
     unsettled: bool,
-    /// One of those is not simply shared.
+    /// One of those is not simply shared, or its supervisor is about to take its ticket.
     strictly_unsettled: bool,
     /// Someone before must wait in this line (rule 3).
     has_waiter: bool,
@@ -103,7 +104,8 @@ impl Queue {
     /// # Errors
     /// When the queue is full.
     pub fn reserve(&mut self, id: ScriptId, claims: Vec<Claim>) -> Result<u64, QueueFull> {
-        if self.entries.len() >= self.capacity {
+        let alike = |entry: &&Entry| entry.claims.is_empty() == claims.is_empty();
+        if self.entries.values().filter(alike).count() >= self.capacity {
             return Err(QueueFull { capacity: self.capacity });
         }
         self.last_arrival += 1;
@@ -177,7 +179,8 @@ impl Queue {
                 line.ahead = line.ahead.and(claim.mode);
                 if entry.stage != Stage::Joined {
                     line.unsettled = true;
-                    line.strictly_unsettled |= claim.mode != Mode::Shared;
+                    line.strictly_unsettled |=
+                        claim.mode != Mode::Shared || entry.stage == Stage::Launched;
                 }
             }
         }
@@ -295,12 +298,11 @@ mod tests {
         add(&mut queue, "a", shared());
         add(&mut queue, "b", shared());
         add(&mut queue, "c", exclusive());
-        // The order among shared tickets makes no difference.
-        assert_eq!(queue.launch_next(), Some(id("a")));
-        assert_eq!(queue.launch_next(), Some(id("b")));
-        queue.joined(&id("b"));
-        assert_eq!(queue.launch_next(), None);
-        queue.joined(&id("a"));
+        for (script, next) in [("a", "b"), ("b", "c")] {
+            assert_eq!(queue.launch_next(), Some(id(script)));
+            assert_eq!(queue.launch_next(), None, "before {next}");
+            queue.joined(&id(script));
+        }
         assert_eq!(queue.launch_next(), Some(id("c")));
     }
 
@@ -337,8 +339,10 @@ mod tests {
         let mut queue = Queue::new(1, 7);
         assert_eq!(queue.reserve(id("a"), exclusive()), Ok(8));
         assert_eq!(queue.reserve(id("b"), exclusive()), Err(QueueFull { capacity: 1 }));
+        // A health check has its place all the same.
+        assert_eq!(queue.reserve(id("health"), Vec::new()), Ok(9));
         queue.remove(&id("a"));
-        assert_eq!(queue.reserve(id("b"), exclusive()), Ok(9));
+        assert_eq!(queue.reserve(id("b"), exclusive()), Ok(10));
     }
 
     #[test]

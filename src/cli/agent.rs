@@ -144,6 +144,14 @@ pub(super) fn agent(args: AgentArgs, folders: Directories) -> Result<ExitCode, F
 }
 
 fn expiry(text: &str) -> Result<Timestamp, String> {
+    let end = moment(text)?;
+    if end <= Timestamp::now() {
+        return Err("is over already".to_owned());
+    }
+    Ok(end)
+}
+
+fn moment(text: &str) -> Result<Timestamp, String> {
     let expected = "a time such as 30d or a date such as 2027-01-01 is expected";
     if let Ok(span) = humantime::parse_duration(text) {
         return Timestamp::now().checked_add(span).map_err(|error| error.to_string());
@@ -368,6 +376,8 @@ mod tests {
         assert!(expiry("30d").unwrap() > Timestamp::now());
         assert!(expiry("2027-01-01").is_ok());
         assert!(expiry("2027-01-01T12:00:00Z").is_ok());
+        assert!(expiry("2020-01-01").unwrap_err().contains("over"));
+        assert!(expiry("0s").is_err());
         assert!(expiry("some day").unwrap_err().contains("30d"));
     }
 }

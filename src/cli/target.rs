@@ -52,7 +52,7 @@ pub(super) fn target(args: TargetArgs, folders: &Directories) -> Result<ExitCode
     let mut targets = Targets::load(&folders.config)?;
     match args.command {
         TargetCommand::Add { name, address, fingerprint } => {
-            if address.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+            if !is_host_and_port(&address) {
                 return Err(Failure::usage(format!("{address:?} is not HOST:PORT"))
                     .hint("the default port of an agent is 10950"));
             }
@@ -71,6 +71,20 @@ pub(super) fn target(args: TargetArgs, folders: &Directories) -> Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
+/// Whether it is `HOST:PORT`, or `[IPv6]:PORT`.
+fn is_host_and_port(address: &str) -> bool {
+    let Some((host, port)) = address.rsplit_once(':') else {
+        return false;
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    let in_brackets = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_host = match in_brackets {
+        Some(host) => host.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.chars().all(plain),
+    };
+    is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
 fn list(targets: &Targets, json: bool) -> Result<(), Failure> {
     let mut table = Table::new(&["NAME", "ADDRESS", "FINGERPRINT"]);
     for (name, Target { address, fingerprint }) in targets.iter() {
@@ -84,4 +98,19 @@ fn list(targets: &Targets, json: bool) -> Result<(), Failure> {
         write_out(table.render().as_bytes())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_host_and_a_port() {
+        for good in ["web-1:10950", "10.0.0.7:1", "[::1]:10950", "a_b.example:2"] {
+            assert!(is_host_and_port(good), "{good}");
+        }
+        for bad in ["web", ":1", "::1:1", "a b:1", "https://a:1", "a:0", "a:70000", "[x]:1", "a:"] {
+            assert!(!is_host_and_port(bad), "{bad}");
+        }
+    }
 }

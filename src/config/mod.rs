@@ -26,6 +26,9 @@ pub const DEFAULT_MAX_OUTPUT_BYTES: u64 = 1 << 30;
 /// The time between asking a script to stop and forcing it.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 
+/// The longest grace: 1 day.
+pub const MAX_GRACE: Duration = Duration::from_hours(24);
+
 /// What `baton agent init` writes. Every key is there, as a comment, with its default.
 pub const TEMPLATE: &str = include_str!("agent.toml");
 
@@ -123,9 +126,16 @@ impl Config {
     fn resolve(file: ConfigFile, overrides: Overrides) -> Result<Self, ConfigError> {
         let listen = overrides.listen.or(file.listen);
         let name = overrides.name.or(file.name).unwrap_or_else(host_name);
+        if name.trim().is_empty() {
+            return Err(wrong("name", &name, &"must not be empty"));
+        }
         crate::script::check_text(&name, 255).map_err(|e| wrong("name", &name, &e))?;
         let grace = file.grace.as_deref().map_or(Ok(DEFAULT_GRACE), |text| {
-            humantime::parse_duration(text).map_err(|e| wrong("grace", &text, &e))
+            let grace = humantime::parse_duration(text).map_err(|e| wrong("grace", &text, &e))?;
+            if grace > MAX_GRACE {
+                return Err(wrong("grace", &text, &"must be at most 1 day"));
+            }
+            Ok(grace)
         })?;
         Ok(Self {
             name,
@@ -223,6 +233,8 @@ mod tests {
             ("queue_length = 0", "queue_length"),
             ("max_output_bytes = -1", "max_output_bytes"),
             ("grace = \"soon\"", "grace"),
+            ("grace = \"2d\"", "grace"),
+            ("name = \" \"", "name"),
         ] {
             assert!(load(text).unwrap_err().to_string().starts_with(key), "{text}");
         }

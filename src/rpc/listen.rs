@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::server::Connected;
 use tonic::{Request, Status};
@@ -30,6 +31,8 @@ use crate::trust::{Fingerprint, PeerBook, Refusal};
 pub(super) const MAX_WAITING_CONNECTIONS: usize = 64;
 /// How many handshakes may go on at once: each costs some milliseconds of CPU.
 const MAX_HANDSHAKES: usize = 64;
+/// How many connections may wait for their first byte or a handshake. More are closed at once.
+const MAX_STRANGERS: usize = 1024;
 /// How long a handshake may take.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// How long to wait after the system could not accept (too many open files, say).
@@ -87,9 +90,15 @@ pub(super) async fn accept_tcp(
     peers: PeerBook,
     accepted: Accepted,
     tasks: TaskTracker,
+    stop: CancellationToken,
 ) {
-    let acceptor = TlsAcceptor::from(tls);
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let shake = Arc::new(Handshakes {
+        acceptor: TlsAcceptor::from(tls),
+        peers,
+        accepted,
+        permits: Semaphore::new(MAX_HANDSHAKES),
+    });
+    let strangers = Arc::new(Semaphore::new(MAX_STRANGERS));
     loop {
         let (stream, address) = match listener.accept().await {
             Ok(connection) => connection,
@@ -99,24 +108,44 @@ pub(super) async fn accept_tcp(
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else {
-            return;
+        let Ok(stranger) = Arc::clone(&strangers).try_acquire_owned() else {
+            debug!(%address, "too many strangers");
+            continue;
         };
-        let (acceptor, peers, accepted) = (acceptor.clone(), peers.clone(), accepted.clone());
+        let (shake, stop) = (Arc::clone(&shake), stop.clone());
         drop(tasks.spawn(async move {
-            let shaken = tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await;
-            drop(permit);
-            match shaken {
-                Ok(Ok(stream)) => {
-                    // None: trust was taken back during the handshake.
-                    if let Some(io) = Io::remote(stream, address, &peers) {
-                        drop(accepted.send(Ok(io)).await);
-                    }
-                }
-                Ok(Err(error)) => info!(%address, %error, "handshake failed"),
-                Err(_) => info!(%address, "handshake took too long"),
-            }
+            stop.run_until_cancelled(shake.hands(stream, address)).await.unwrap_or(());
+            drop(stranger);
         }));
+    }
+}
+
+/// What a new connection needs to become a caller.
+struct Handshakes {
+    acceptor: TlsAcceptor,
+    peers: PeerBook,
+    accepted: Accepted,
+    permits: Semaphore,
+}
+
+impl Handshakes {
+    /// Rule 1: who says nothing has no permit, and who is slow loses it.
+    async fn hands(&self, stream: TcpStream, address: SocketAddr) {
+        let shaken = async {
+            stream.peek(&mut [0]).await?;
+            let _permit = self.permits.acquire().await.map_err(io::Error::other)?;
+            self.acceptor.accept(stream).await
+        };
+        match tokio::time::timeout(HANDSHAKE_LIMIT, shaken).await {
+            Ok(Ok(stream)) => {
+                // None: trust was taken back during the handshake.
+                if let Some(io) = Io::remote(stream, address, &self.peers) {
+                    drop(self.accepted.send(Ok(io)).await);
+                }
+            }
+            Ok(Err(error)) => info!(%address, %error, "handshake failed"),
+            Err(_) => info!(%address, "handshake took too long"),
+        }
     }
 }
 
@@ -172,13 +201,17 @@ pub(super) fn authorise(
 /// # Errors
 /// `AddrInUse` when an agent listens there; others when the folder can't be written.
 pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
     if let Some(folder) = path.parent() {
         crate::durable::create_dir_all(folder, 0o755)?;
     }
+    let is_socket = || path.symlink_metadata().is_ok_and(|found| found.file_type().is_socket());
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => return Err(io::ErrorKind::AddrInUse.into()),
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
+        // Something that is no socket also refuses; that is not ours to remove.
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused && is_socket() => {
+            std::fs::remove_file(path)?;
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(e),
     }

@@ -116,8 +116,14 @@ impl Listeners {
             drop(accepted.send(Ok(Io::embedded(stream))).await);
         }
         let (listener, tls, peers) = self.tcp?;
-        let accept =
-            listen::accept_tcp(listener, tls, peers.clone(), accepted.clone(), tasks.clone());
+        let accept = listen::accept_tcp(
+            listener,
+            tls,
+            peers.clone(),
+            accepted.clone(),
+            tasks.clone(),
+            stop.clone(),
+        );
         drop(tasks.spawn(stop.clone().run_until_cancelled_owned(accept)));
         Some(peers)
     }
