@@ -114,10 +114,13 @@ async fn the_queue_s_and_the_run_s_time_limits_are_their_own() {
     let queued = agent.script("true").with(short).start().await;
     assert_eq!(launched.outcome().await.kind, OutcomeKind::QueueTimedOut { limit });
     assert_eq!(queued.outcome().await.kind, OutcomeKind::QueueTimedOut { limit });
-    let waits = agent.script("true").with(|spec| spec.run_time_limit = Some(limit)).start().await;
+    let second = Duration::from_secs(1);
+    let waits = agent.script("true").with(|spec| spec.run_time_limit = Some(second)).start().await;
     waits.is_waiting().await;
     // It waits longer than it may run: that doesn't count.
-    agent.script("true").with(short).start().await.is_done().await;
+    let longer = Duration::from_millis(1200);
+    let late = agent.script("true").with(|spec| spec.queue_time_limit = Some(longer)).start().await;
+    assert_eq!(late.outcome().await.kind, OutcomeKind::QueueTimedOut { limit: longer });
     gate.open();
     assert!(exited(&waits.outcome().await, 0));
     let endless = agent.script("sleep 600").with(|spec| spec.run_time_limit = Some(limit));

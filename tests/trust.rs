@@ -110,7 +110,7 @@ async fn trust_that_expires_ends_an_open_connection_too() {
     let world = World::new();
     let remote = remote(&world).await;
     let me = identity(&world, "me");
-    trust(&world, &me, &["--expires", "3s"]);
+    trust(&world, &me, &["--expires", "10s"]);
     let client = connect_when_trusted(&remote, &me).await;
     let gate = world.gate();
     let mut following = client.run(support::spec(&gate.wait()));
@@ -200,9 +200,9 @@ async fn a_caller_that_says_nothing_holds_up_nobody() {
     let remote = remote(&world).await;
     let me = identity(&world, "me");
     trust(&world, &me, &[]);
-    // More than the handshakes that may go on at once would be refused service; fewer must not be.
+    // More than the handshakes that may go on at once.
     let silent: Vec<_> =
-        (0..20).map(|_| std::net::TcpStream::connect(&remote.address).unwrap()).collect();
+        (0..100).map(|_| std::net::TcpStream::connect(&remote.address).unwrap()).collect();
     let client = connect_when_trusted(&remote, &me).await;
     assert_eq!(client.info().await.unwrap().version, env!("CARGO_PKG_VERSION"));
     drop(silent);
