@@ -45,7 +45,12 @@ impl Watcher {
     pub(super) fn add(&self, path: &Path) -> io::Result<WatchId> {
         // Only a file's own writes say MODIFY usefully; in a folder it would ring for each write.
         let what = if path.is_dir() {
-            WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::CLOSE_WRITE | WatchFlags::DELETE
+            WatchFlags::CREATE
+                | WatchFlags::MOVED_TO
+                | WatchFlags::CLOSE_WRITE
+                | WatchFlags::DELETE
+                | WatchFlags::MOVE_SELF
+                | WatchFlags::DELETE_SELF
         } else {
             WatchFlags::MODIFY
         };

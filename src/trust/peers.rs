@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -15,8 +16,11 @@ use tokio_util::task::TaskTracker;
 use super::identity::{failed, lock_file};
 use super::{Fingerprint, TrustError};
 use crate::durable;
-use crate::filewatch::FileWatcher;
+use crate::filewatch::{FileWatch, FileWatcher};
 use crate::script::check_name;
+
+/// How long to wait before a folder that is away is looked for again.
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
 /// Someone who may call this agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,10 +164,13 @@ impl PeerBook {
         durable::create_dir_all(&folder, 0o755).map_err(failed(&folder))?;
         // Watched before it is read: a change in between is told.
         let mut changes = watcher.watch(&folder).map_err(failed(&folder))?;
+        let watcher = watcher.clone();
         let (live, current) = watch::channel(Arc::new(Peers::load(&folder)?));
         let follow = async move {
             loop {
                 changes.changed().await;
+                // The folder at the path may be another one now.
+                changes = watch_again(&watcher, &folder).await;
                 let folder = folder.clone();
                 match tokio::task::spawn_blocking(move || Peers::load(&folder)).await {
                     Ok(Ok(peers)) => {
@@ -204,7 +211,7 @@ impl PeerBook {
                 Ok(peer) => peer.expires,
             };
             let expiry = async {
-                match expires.map(|end| std::time::Duration::try_from(end - Timestamp::now())) {
+                match expires.map(|end| Duration::try_from(end - Timestamp::now())) {
                     Some(Ok(left)) => tokio::time::sleep(left).await,
                     Some(Err(_)) => {}
                     None => std::future::pending().await,
@@ -221,14 +228,25 @@ impl PeerBook {
     }
 }
 
+/// Watches a folder anew. One that is away, between two moves say, is waited for.
+async fn watch_again(watcher: &FileWatcher, folder: &Path) -> FileWatch {
+    loop {
+        match watcher.watch(folder) {
+            Ok(watch) => return watch,
+            Err(error) => {
+                tracing::error!(%error, "peers can't be watched; the last good set stays");
+            }
+        }
+        tokio::time::sleep(WATCH_PAUSE).await;
+    }
+}
+
 fn path(folder: &Path) -> PathBuf {
     folder.join("peers.toml")
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn peer(name: &str, certificate: &[u8]) -> Peer {
@@ -278,6 +296,22 @@ mod tests {
             }
         });
         assert_eq!(Peers::load(root.path()).unwrap().iter().count(), 8);
+    }
+
+    #[tokio::test]
+    async fn rule_1_a_change_is_seen_also_in_a_folder_that_took_the_place_of_the_first() {
+        let root = tempfile::tempdir().unwrap();
+        let (folder, old) = (root.path().join("config"), root.path().join("old"));
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let watcher = FileWatcher::start(&tasks, stop.clone()).unwrap();
+        Peers::change(&folder, |peers| peers.trust(peer("ci", b"1"))).unwrap();
+        let book = PeerBook::follow(folder.clone(), &watcher, &tasks, stop).unwrap();
+        let refused = book.refused(Fingerprint::of(b"1"));
+        std::fs::rename(&folder, &old).unwrap();
+        std::fs::create_dir(&folder).unwrap();
+        durable::replace_file(&path(&folder), b"", 0o644).unwrap();
+        let refusal = tokio::time::timeout(Duration::from_secs(20), refused).await.unwrap();
+        assert_eq!(refusal, Refusal::Unknown);
     }
 
     #[tokio::test]
