@@ -255,6 +255,18 @@ fn a_mutex_folder_that_can_t_be_used_is_a_clear_error() {
     assert!(error.contains(&file.display().to_string()), "{error}");
 }
 
+#[test]
+fn a_mutex_folder_that_others_can_write_is_refused_with_a_hint() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let world = World::new();
+    std::fs::create_dir(world.mutexes()).unwrap();
+    let open = std::fs::Permissions::from_mode(0o777);
+    std::fs::set_permissions(world.mutexes(), open).unwrap();
+    let (code, _, error) = finish(world.baton().args(["mutex", "run", "log", "--", "true"]));
+    assert_eq!(code, 70);
+    assert!(error.contains("is not safe") && error.contains("hint: chmod go-w"), "{error}");
+}
+
 #[tokio::test]
 async fn time_in_the_queue_has_no_zero_and_no_eternity_by_mistake() {
     let world = World::new();

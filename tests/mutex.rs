@@ -98,6 +98,14 @@ fn a_claim_under_its_own_mutex_is_refused_also_inside_a_script() {
     }
 }
 
+#[test]
+fn no_home_is_needed_where_the_folder_is_named() {
+    let world = World::new();
+    let mut command = std::process::Command::new(support::BATON);
+    command.env_clear().env("BATON_MUTEX_DIR", world.mutexes());
+    assert_eq!(finish(command.args(["mutex", "run", "log", "--", "/bin/sh", "-c", ":"])).0, 0);
+}
+
 /// What an ended wrapper left in the environment of a straggler means nothing.
 #[test]
 fn a_ticket_that_is_over_forbids_nothing() {

@@ -24,8 +24,10 @@ use crate::spec::{Spec, What};
 
 /// How often the live picture is drawn.
 const FRAME: Duration = Duration::from_millis(100);
-/// How many columns the bars have.
+/// How many columns the bars have where there is room.
 const WIDTH: usize = 60;
+/// How many columns stand before a bar.
+const NAME_COLUMNS: usize = 16;
 
 /// See five projects share a machine: who bypasses runs together, who does not runs alone
 ///
@@ -49,11 +51,14 @@ pub(super) async fn demo(args: DemoArgs, folders: Directories) -> Result<ExitCod
     let (embedded, client) = embed(&folders).await?;
     let drawn = play(&client, args.pace).await;
     embedded.close().await;
+    // Its name is this demo's own: nobody else ever wants it.
+    std::fs::remove_dir_all(folders.mutex.join(demo_mutex().as_str())).unwrap_or_default();
+    let width = width();
     let lanes = drawn?;
     let end = lanes.iter().filter_map(|lane| lane.ended).max().unwrap_or_default();
     let mut text = String::from("\n            ░ waiting  █ running\n");
     for lane in &lanes {
-        text += lane.draw(end, end, WIDTH).trim_end();
+        text += lane.draw(end, end, width).trim_end();
         text.push('\n');
     }
     if let Some(problem) = five_projects_problem(&lanes) {
@@ -136,6 +141,16 @@ struct Picture {
     bars: Vec<ProgressBar>,
     all: MultiProgress,
     whole: Duration,
+    width: usize,
+}
+
+/// How many columns the bars have on this terminal.
+fn width() -> usize {
+    let columns = rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| size.ws_col);
+    match usize::from(columns) {
+        0 => WIDTH,
+        columns => WIDTH.min(columns.saturating_sub(NAME_COLUMNS)).max(1),
+    }
 }
 
 impl Picture {
@@ -152,7 +167,7 @@ impl Picture {
             }
         }
         // A little more than all of them need one after the other group.
-        Self { bars, all, whole: pace * 55 / 10 }
+        Self { bars, all, whole: pace * 55 / 10, width: width() }
     }
 
     fn tell(&self, lane: &mut Lane, script: &Snapshot, start: Timestamp) {
@@ -169,7 +184,7 @@ impl Picture {
 
     fn draw(&self, lanes: &[Lane], now: Duration) {
         for (bar, lane) in self.bars.iter().zip(lanes) {
-            bar.set_message(lane.draw(now, self.whole.max(now), WIDTH));
+            bar.set_message(lane.draw(now, self.whole.max(now), self.width));
         }
     }
 

@@ -124,12 +124,17 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
-    let folders = Directories::resolve(DirectoryOverrides {
+    let set = DirectoryOverrides {
         config: cli.folders.config_dir,
         state: cli.folders.state_dir,
         runtime: cli.folders.runtime_dir,
         mutex: cli.folders.mutex_dir,
-    })?;
+    };
+    // No runtime and no other folder: it is on the way of every protected command.
+    if let Command::Mutex(args) = cli.command {
+        return mutex::mutex(args, &Directories::mutex_folder(set)?);
+    }
+    let folders = Directories::resolve(set)?;
     match cli.command {
         Command::Run(args) => asynchronous(run::run(*args, folders)),
         Command::Queue(args) => asynchronous(list::queue(args, folders)),
@@ -137,8 +142,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Logs(args) => asynchronous(logs::logs(args, folders)),
         Command::Cancel(args) => asynchronous(cancel::cancel(args, folders)),
         Command::Demo(args) => asynchronous(demo::demo(args, folders)),
-        // No runtime: it is on the way of every protected command.
-        Command::Mutex(args) => mutex::mutex(args, &folders),
+        Command::Mutex(args) => mutex::mutex(args, &folders.mutex),
         Command::Agent(args) => agent::agent(args, folders),
         Command::Target(args) => target::target(args, &folders),
         Command::Identity(args) => identity::identity(&args, &folders),

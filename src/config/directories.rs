@@ -2,6 +2,7 @@
 //! so that several agents live side by side.
 
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use super::ConfigError;
@@ -43,12 +44,23 @@ impl Directories {
     /// When there is no home directory and not all folders are set.
     pub fn resolve(overrides: DirectoryOverrides) -> Result<Self, ConfigError> {
         let root = rustix::process::geteuid().is_root();
-        let mut found = Self::find(overrides, root, |name| std::env::var_os(name))?;
+        let mut found = Self::find(overrides, root, environment)?;
         let here = std::env::current_dir().unwrap_or_default();
         for path in [&mut found.config, &mut found.state, &mut found.runtime, &mut found.mutex] {
             *path = here.join(&*path);
         }
         Ok(found)
+    }
+
+    /// The folder of the named mutexes alone: when it is set, no home is needed.
+    ///
+    /// # Errors
+    /// As [`Directories::resolve`].
+    pub fn mutex_folder(overrides: DirectoryOverrides) -> Result<PathBuf, ConfigError> {
+        match overrides.mutex {
+            Some(folder) => Ok(std::env::current_dir().unwrap_or_default().join(folder)),
+            None => Ok(Self::resolve(overrides)?.mutex),
+        }
     }
 
     fn find(
@@ -116,6 +128,19 @@ impl Directories {
     pub fn embedded(&self) -> PathBuf {
         self.state.join("embedded")
     }
+}
+
+/// A variable of the environment. The folder of a logged-in user is known without one too: a cron job
+/// or a bare `su` must meet the same mutexes as a login shell.
+fn environment(name: &str) -> Option<OsString> {
+    let set = std::env::var_os(name).filter(|value| !value.is_empty());
+    if name != "XDG_RUNTIME_DIR" || set.is_some() {
+        return set;
+    }
+    let uid = rustix::process::geteuid().as_raw();
+    let folder = PathBuf::from(format!("/run/user/{uid}"));
+    let is_own = folder.metadata().is_ok_and(|found| found.is_dir() && found.uid() == uid);
+    is_own.then(|| folder.into_os_string())
 }
 
 #[cfg(test)]

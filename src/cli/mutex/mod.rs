@@ -3,13 +3,13 @@
 mod run;
 mod status;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
 use super::failure::Failure;
 use super::screen::write_out;
-use crate::config::Directories;
 use crate::mutex::MutexName;
 
 /// Protect commands with named mutexes that all processes of the machine share
@@ -34,12 +34,12 @@ enum MutexCommand {
     },
 }
 
-pub(super) fn mutex(args: MutexArgs, folders: &Directories) -> Result<ExitCode, Failure> {
+pub(super) fn mutex(args: MutexArgs, root: &Path) -> Result<ExitCode, Failure> {
     match args.command {
-        MutexCommand::Run(args) => run::run(&args, folders),
-        MutexCommand::Status(args) => status::status(&args, folders),
+        MutexCommand::Run(args) => run::run(&args, root),
+        MutexCommand::Status(args) => status::status(&args, root),
         MutexCommand::Path { name } => {
-            let path = crate::mutex::status::os_lock_path(&folders.mutex, &name)?;
+            let path = crate::mutex::status::os_lock_path(root, &name)?;
             write_out(format!("{}\n", path.display()).as_bytes())?;
             Ok(ExitCode::SUCCESS)
         }

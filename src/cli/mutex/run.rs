@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::num::NonZeroU32;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus};
 use std::time::Duration;
 
@@ -11,7 +12,6 @@ use clap::Args;
 
 use crate::cli::failure::{Failure, code, complain};
 use crate::cli::time_limit;
-use crate::config::Directories;
 use crate::mutex::holder::{self, HolderError, Patience, Ran, Wish};
 use crate::mutex::{Blocked, Claim, Mode, MutexError, MutexName};
 use crate::script::check_text;
@@ -72,7 +72,7 @@ pub(super) struct RunArgs {
     words: Vec<OsString>,
 }
 
-pub(super) fn run(args: &RunArgs, folders: &Directories) -> Result<ExitCode, Failure> {
+pub(super) fn run(args: &RunArgs, root: &Path) -> Result<ExitCode, Failure> {
     let (names, command) = split(&args.words)?;
     let mode = match args.at_most {
         Some(n) => Mode::AtMost(n),
@@ -86,14 +86,14 @@ pub(super) fn run(args: &RunArgs, folders: &Directories) -> Result<ExitCode, Fai
         None => Patience::Unlimited,
     };
     let mut process = Command::new(&command[0]);
-    process.args(&command[1..]).env("BATON_MUTEX_DIR", &folders.mutex);
+    process.args(&command[1..]).env("BATON_MUTEX_DIR", root);
     let tell = |blocked: &[Blocked]| {
         if !args.quiet {
             complain(&format!("baton: {}", describe(blocked)));
         }
     };
     let wish = Wish { claims, patience, reason: args.reason.clone(), remind: args.remind };
-    let ran = match holder::run(&folders.mutex, wish, &mut process, tell) {
+    let ran = match holder::run(root, wish, &mut process, tell) {
         Err(HolderError::Mutex(error @ MutexError::Deadlock(_))) => {
             let failure = Failure::new(args.conflict_exit_code, error);
             return Err(failure.hint("name all mutexes at once: `baton mutex run a b -- …`"));

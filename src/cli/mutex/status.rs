@@ -1,6 +1,7 @@
 //! `baton mutex status`: who holds, who waits, who has the plain lock without baton.
 
 use std::io::ErrorKind;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -9,7 +10,6 @@ use serde_json::{Value, json};
 use crate::cli::failure::{Failure, code};
 use crate::cli::screen::{write_json, write_out};
 use crate::cli::show::{self, Table};
-use crate::config::Directories;
 use crate::mutex::status::{self, Foreign, Standing, Status};
 use crate::mutex::{Mode, MutexError, MutexName, Party};
 use crate::snapshot;
@@ -31,8 +31,7 @@ pub(super) struct StatusArgs {
     json: bool,
 }
 
-pub(super) fn status(args: &StatusArgs, folders: &Directories) -> Result<ExitCode, Failure> {
-    let root = &folders.mutex;
+pub(super) fn status(args: &StatusArgs, root: &Path) -> Result<ExitCode, Failure> {
     let names = match &args.name {
         Some(name) => vec![name.clone()],
         None => status::names(root)?,
