@@ -22,6 +22,7 @@
 //! | [`script`] | the nouns: ids, isolation, phases, outcomes |
 //! | [`filewatch`] | told when a file changes |
 //! | [`durable`] | replaces a file so that it survives a crash |
+//! | [`text`] | texts for people: cut, with causes |
 
 pub mod agent;
 pub mod cli;
@@ -37,6 +38,7 @@ pub mod snapshot;
 pub mod spec;
 pub mod store;
 pub mod supervisor;
+pub mod text;
 pub mod trust;
 pub mod wire;
 pub mod workspace;

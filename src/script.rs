@@ -78,15 +78,6 @@ pub fn check_text(text: &str, limit: usize) -> Result<(), NameError> {
     }
 }
 
-/// Cuts a text to so many characters, without control characters, and says so with `…`.
-pub fn shorten(text: &str, characters: usize) -> String {
-    let clean = |c: char| if c.is_control() { ' ' } else { c };
-    if text.chars().count() <= characters {
-        return text.chars().map(clean).collect();
-    }
-    text.chars().take(characters.saturating_sub(1)).map(clean).chain(['…']).collect()
-}
-
 /// A name as a part of an environment variable's: `my-key` becomes `MY_KEY`.
 pub fn variable(name: &str) -> String {
     let upper = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };

@@ -8,7 +8,8 @@ use bytes::Bytes;
 
 use crate::config::MAX_GRACE;
 use crate::mutex::{Claim, ExclusiveKey, Mode, MutexName};
-use crate::script::{Isolation, Labels, NameError, ScriptId, check_text, shorten};
+use crate::script::{Isolation, Labels, NameError, ScriptId, check_text};
+use crate::text::shorten;
 
 /// The longest body, in bytes.
 pub const MAX_BODY_BYTES: usize = 1024 * 1024;

@@ -55,7 +55,7 @@ impl Agent {
             Err(error) => Err(error),
         };
         if let Err(error) = recorded {
-            error!(error = super::chain(&error), "the end is not recorded");
+            error!(error = crate::text::chain(&error), "the end is not recorded");
         }
     }
 

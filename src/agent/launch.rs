@@ -58,7 +58,7 @@ impl Agent {
     /// What the system lacks now (processes, files, room on the disk) it may have in a moment. After
     /// some tries the script is not started.
     async fn try_again(&self, id: &ScriptId, error: AgentError) {
-        let reason = crate::agent::chain(&error);
+        let reason = crate::text::chain(&error);
         error!(reason, "can't be launched");
         tokio::time::sleep(PAUSE).await;
         let recorded = match self.requeue(id) {

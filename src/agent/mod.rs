@@ -277,17 +277,6 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|_| AgentError::Stopping)
 }
 
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
 /// Makes `<state>/bin/baton`, so that scripts find the program on their PATH and nothing else.
 fn link_program(settings: &Settings) -> std::io::Result<()> {
     let bin = settings.state.join("bin");

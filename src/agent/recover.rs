@@ -44,7 +44,7 @@ impl Agent {
                     error @ (AgentError::Workspace(WorkspaceError::Damaged { .. })
                     | AgentError::StoredRequest { .. }),
                 ) => {
-                    let reason = format!("it can't be recovered: {}", super::chain(&error));
+                    let reason = format!("it can't be recovered: {}", crate::text::chain(&error));
                     let outcome = OutcomeKind::Lost { reason }.into();
                     let finish =
                         self.finish(&record.id, outcome, record.started_at, Timestamp::now());

@@ -276,7 +276,7 @@ impl Agent {
         let write = move || workspace.write_json(&workspace.cancel(), &cancel);
         // The folder may not be made yet: whoever makes it finds the wish in the table.
         if let Ok(Err(error)) = super::blocking(write).await {
-            warn!(error = super::chain(&error), "cancel is not written down");
+            warn!(error = crate::text::chain(&error), "cancel is not written down");
         }
         self.inner.supervisors.stop(id);
     }
@@ -355,7 +355,9 @@ impl Agent {
         loop {
             match self.inner.store.update(update.clone()).await {
                 Err(StoreError::Closed) => return Err(StoreError::Closed.into()),
-                Err(error) => error!(error = super::chain(&error), "the end is not recorded yet"),
+                Err(error) => {
+                    error!(error = crate::text::chain(&error), "the end is not recorded yet");
+                }
                 Ok(()) => return Ok(()),
             }
             tokio::time::sleep(pause).await;

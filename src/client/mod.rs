@@ -78,7 +78,7 @@ fn cause(status: &Status) -> String {
     if text.contains("close_notify") || text.contains("broken pipe") || text.contains("h2 ") {
         return "it closed the connection".to_owned();
     }
-    crate::script::shorten(text.lines().next().unwrap_or_default(), 120)
+    crate::text::shorten(text.lines().next().unwrap_or_default(), 120)
 }
 
 impl ClientError {

@@ -185,5 +185,5 @@ fn pass_on(child: &Child, signal: i32) {
 fn command_line(command: &Command) -> String {
     let words = [command.get_program()].into_iter().chain(command.get_args());
     let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
-    crate::script::shorten(&words.join(" "), 80)
+    crate::text::shorten(&words.join(" "), 80)
 }

@@ -176,7 +176,7 @@ fn parse_lock(line: &str, inode: u64) -> Option<Foreign> {
     let pid: u32 = pid.parse().ok()?;
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-    let command = crate::script::shorten(words.join(" ").trim_end(), 80);
+    let command = crate::text::shorten(words.join(" ").trim_end(), 80);
     Some(Foreign { pid, command, exclusive: *access == "WRITE" })
 }
 

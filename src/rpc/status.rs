@@ -88,9 +88,9 @@ pub(super) fn agent(error: &AgentError) -> Status {
         | AgentError::StoredRequest { .. }
         | AgentError::Output { .. }
         | AgentError::Illegal(_) => {
-            tracing::error!(error = crate::agent::chain(error), "a call failed");
+            tracing::error!(error = crate::text::chain(error), "a call failed");
             (Code::Internal, "INTERNAL", HashMap::new())
         }
     };
-    status(code, reason, crate::agent::chain(error), metadata)
+    status(code, reason, crate::text::chain(error), metadata)
 }

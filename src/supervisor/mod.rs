@@ -32,6 +32,7 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use crate::journal::{self, Writer};
 use crate::mutex::{MutexError, os};
 use crate::script::{Outcome, OutcomeKind, StartProblem};
+use crate::text::chain;
 use crate::workspace::{Workspace, WorkspaceError};
 use job::{Assignment, Cancel, Ending, Job, Report};
 
@@ -67,17 +68,6 @@ pub fn main() -> ExitCode {
 #[expect(clippy::print_stderr, reason = "the agent's own standard error; there is no logging here")]
 fn complain(error: &SuperviseError) {
     eprintln!("baton supervise: {}", chain(error));
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// `None` when the agent ended without one: a supervisor that was kept ready and not needed.

@@ -10,10 +10,11 @@ use jiff::Timestamp;
 use super::course::{Course, Event, Step};
 use super::job::Report;
 use super::tree::{self, Pipes, StartError, Tree};
-use super::{Signals, SuperviseError, Supervision, chain};
+use super::{Signals, SuperviseError, Supervision};
 use crate::journal::Writer;
 use crate::mutex::{Hold, holder};
 use crate::script::{Outcome, OutcomeKind, Stream};
+use crate::text::chain;
 
 /// How much is read at once: one record.
 const READ_BYTES: usize = 256 * 1024;

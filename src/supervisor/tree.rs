@@ -21,7 +21,8 @@ use rustix::process::{
 
 use super::course::LeaderEnd;
 use super::job::Job;
-use crate::script::{OutcomeKind, StartProblem, Straggler, shorten};
+use crate::script::{OutcomeKind, StartProblem, Straggler};
+use crate::text::shorten;
 
 /// How much a pipe takes before the script waits for its reader: the most that an ordinary user may
 /// ask for.
