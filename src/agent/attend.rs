@@ -162,14 +162,10 @@ impl Agent {
     /// A script starts only when those in its way have ended; their supervisors may still be on their
     /// way out. Waits until nobody would be told that both run.
     async fn ends_are_told(&self, id: &ScriptId) {
+        let mut changes = self.changes();
         let told = async {
-            loop {
-                let before = self.table().in_the_way(id);
-                match before {
-                    // An error: it is gone.
-                    Some(mut changed) => changed.changed().await.unwrap_or_default(),
-                    None => return,
-                }
+            while self.table().is_someone_in_the_way(id) {
+                changes.changed().await.unwrap_or_default();
             }
         };
         // Over: better late news of the other's end than none of this one's start.
@@ -209,38 +205,45 @@ impl Agent {
             self.queue_changed();
             return self.finish(id, outcome, started_at, ended_at).await;
         }
-        let stopped = self.table().get(id).and_then(|living| living.stop.clone());
-        let kind = match (lost, stopped) {
-            (Some(reason), _) => OutcomeKind::Lost { reason },
-            (None, Some(reason)) => OutcomeKind::Cancelled { while_queued: true, reason },
-            (None, None) if self.requeue(id)? => return Ok(()),
-            (None, None) => OutcomeKind::NotStarted {
-                cause: StartProblem::Agent,
-                reason: format!("its supervisor ended {MAX_FALSE_STARTS} times before the start"),
-            },
+        let kind = match lost {
+            Some(reason) => Some(OutcomeKind::Lost { reason }),
+            None => self.requeue(id, "its supervisor ended before the start")?,
         };
-        self.finish(id, kind.into(), None, Timestamp::now()).await
+        match kind {
+            Some(kind) => self.finish(id, kind.into(), None, Timestamp::now()).await,
+            None => Ok(()),
+        }
     }
 
-    /// Puts a script back into the queue, in its old place. `false` when that was done too often.
-    pub(super) fn requeue(&self, id: &ScriptId) -> Result<bool, AgentError> {
+    /// Puts a script that never started back into the queue, in its old place; or says how it ends:
+    /// it was cancelled meanwhile, or that was done too often, the last time because of `problem`.
+    pub(super) fn requeue(
+        &self,
+        id: &ScriptId,
+        problem: &str,
+    ) -> Result<Option<OutcomeKind>, AgentError> {
         {
             let mut table = self.table();
             let Some(living) = table.get_mut(id) else {
-                return Ok(true);
+                return Ok(None);
             };
+            if let Some(reason) = living.stop.clone() {
+                return Ok(Some(OutcomeKind::Cancelled { while_queued: true, reason }));
+            }
             living.blocked.clear();
             if living.phase != Phase::Queued {
                 living.false_starts += 1;
                 if living.false_starts >= MAX_FALSE_STARTS {
-                    return Ok(false);
+                    let reason = problem.to_owned();
+                    let cause = StartProblem::Agent;
+                    return Ok(Some(OutcomeKind::NotStarted { cause, reason }));
                 }
-                warn!("its supervisor ended before the start; it is queued again");
+                warn!("{problem}; it is queued again");
                 table.apply(id, Event::Requeued)?;
             }
             table.queue.requeue(id);
         }
         self.queue_changed();
-        Ok(true)
+        Ok(None)
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::{Agent, AgentError};
 use crate::journal::{JournalError, Reader, Record};
-use crate::script::{Phase, ScriptId, Stream};
+use crate::script::{ScriptId, Stream};
 use crate::snapshot::Snapshot;
 
 /// How much output is read at once before it is sent.
@@ -41,6 +41,8 @@ pub struct Follow {
     offset: u64,
     wait_for_more: bool,
     reader: Option<Reader>,
+    /// How often it was launched when the reader was opened.
+    launches: Option<u32>,
     told: Option<Snapshot>,
     pending: VecDeque<Followed>,
     own_changes: Option<watch::Receiver<()>>,
@@ -68,6 +70,7 @@ impl Agent {
             offset,
             wait_for_more,
             reader: None,
+            launches: None,
             told: None,
             pending: VecDeque::new(),
             own_changes,
@@ -104,8 +107,9 @@ impl Follow {
                 changes.mark_unchanged();
             }
             let snapshot = self.agent.get(&self.id).await?;
-            if snapshot.phase == Phase::Queued {
-                // It may have been launched before, in vain: its journal will be another one.
+            let launches = self.agent.table().get(&self.id).map(|living| living.launches);
+            if launches.is_some() && std::mem::replace(&mut self.launches, launches) != launches {
+                // It was launched before, in vain: its journal is another one.
                 self.reader = None;
             }
             let done = snapshot.phase.is_done();

@@ -10,7 +10,7 @@ use tracing::{Instrument as _, error, info_span};
 
 use super::supervisor::Supervisor;
 use super::{Agent, AgentError};
-use crate::script::{Isolation, OutcomeKind, ScriptId, StartProblem, variable};
+use crate::script::{Isolation, ScriptId, variable};
 use crate::spec::{Spec, What};
 use crate::supervisor::job::Job;
 use crate::workspace::Workspace;
@@ -51,22 +51,23 @@ impl Agent {
                     self.tell_supervisor_to_stop(id, reason).await;
                 }
             }
-            Err(error) => self.try_again(id, error).await,
+            // A task of its own: the others don't wait for it.
+            Err(error) => {
+                let again = self.clone().try_again(id.clone(), error);
+                self.spawn(again.instrument(tracing::Span::current()));
+            }
         }
     }
 
     /// What the system lacks now (processes, files, room on the disk) it may have in a moment. After
     /// some tries the script is not started.
-    async fn try_again(&self, id: &ScriptId, error: AgentError) {
+    async fn try_again(self, id: ScriptId, error: AgentError) {
         let reason = crate::text::chain(&error);
         error!(reason, "can't be launched");
         tokio::time::sleep(PAUSE).await;
-        let recorded = match self.requeue(id) {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                let outcome = OutcomeKind::NotStarted { cause: StartProblem::Agent, reason }.into();
-                self.finish(id, outcome, None, Timestamp::now()).await
-            }
+        let recorded = match self.requeue(&id, &reason) {
+            Ok(Some(kind)) => self.finish(&id, kind.into(), None, Timestamp::now()).await,
+            Ok(None) => Ok(()),
             Err(error) => Err(error),
         };
         if let Err(error) = recorded {

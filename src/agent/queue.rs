@@ -145,11 +145,10 @@ impl Queue {
         self.advance(id, Stage::Queued);
     }
 
-    /// The script is done, or was not accepted after all.
-    pub fn remove(&mut self, id: &ScriptId) {
-        if let Some(arrival) = self.arrivals.remove(id) {
-            self.entries.remove(&arrival);
-        }
+    /// The script is done, or was not accepted after all. Says whether it was here.
+    pub fn remove(&mut self, id: &ScriptId) -> bool {
+        let arrival = self.arrivals.remove(id);
+        arrival.is_some_and(|arrival| self.entries.remove(&arrival).is_some())
     }
 
     fn advance(&mut self, id: &ScriptId, stage: Stage) {

@@ -1,6 +1,6 @@
 //! What clients ask about scripts: start, get, list, cancel, forget.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +35,16 @@ pub enum ListCursor {
     Living(u64),
     /// One that is done.
     Done(DoneCursor),
+}
+
+/// Where a script stood when it was asked to stop.
+enum Asked {
+    /// In the queue, which it has left now.
+    Left(String),
+    /// In the queue, which it left before; its end is being recorded.
+    Leaving,
+    /// Its supervisor is to stop it.
+    Launched(String),
 }
 
 /// A page of a list.
@@ -249,24 +259,36 @@ impl Agent {
                 let reason = living.stop.get_or_insert(reason).clone();
                 (living.phase == Phase::Queued, reason)
             });
-            if matches!(asked, Some((true, _))) {
-                // It leaves the line here and now, so it can't be launched.
-                table.queue.remove(id);
-            }
-            asked
+            asked.map(|(queued, reason)| match (queued, queued && table.queue.remove(id)) {
+                // It has left the line here and now, so it can't be launched.
+                (true, true) => Asked::Left(reason),
+                (true, false) => Asked::Leaving,
+                (false, _) => Asked::Launched(reason),
+            })
         };
-        if let Some((_, reason)) = &asked {
-            info!(reason, "asked to stop");
-        }
         match asked {
-            Some((true, reason)) => {
+            Some(Asked::Left(reason)) => {
+                info!(reason, "cancelled before it ran");
                 let kind = OutcomeKind::Cancelled { while_queued: true, reason };
-                self.finish(id, kind.into(), None, Timestamp::now()).await?;
+                self.finish_queued(id, kind).await?;
             }
-            Some((false, reason)) => self.tell_to_stop(id, reason).await?,
+            Some(Asked::Leaving) => self.is_over(id).await,
+            Some(Asked::Launched(reason)) => {
+                info!(reason, "asked to stop");
+                self.tell_to_stop(id, reason).await?;
+            }
             None => {}
         }
         self.get(id).await
+    }
+
+    /// Records the end of a script that was taken out of the queue, whether or not somebody waits
+    /// for that.
+    async fn finish_queued(&self, id: &ScriptId, kind: OutcomeKind) -> Result<(), AgentError> {
+        let (agent, id) = (self.clone(), id.clone());
+        let finish = async move { agent.finish(&id, kind.into(), None, Timestamp::now()).await };
+        let finishing = self.inner.tasks.spawn(finish.in_current_span());
+        finishing.await.unwrap_or(Err(AgentError::Stopping))
     }
 
     /// Says why, then that it is to stop. May be said again: only the first counts.
@@ -292,13 +314,14 @@ impl Agent {
     /// Stops all scripts and waits until they are done.
     pub(super) async fn stop_all(&self, reason: &str) {
         let mut changes = self.changes();
+        let mut asked = HashSet::new();
         loop {
             let living: Vec<ScriptId> =
                 self.table().queue.after(0).map(|(_, id)| id.clone()).collect();
             if living.is_empty() {
                 return;
             }
-            for id in living {
+            for id in living.into_iter().filter(|id| asked.insert(id.clone())) {
                 let span = info_span!("script", script_id = %id);
                 if let Err(error) = self.cancel(&id, reason.to_owned()).instrument(span).await {
                     warn!(script_id = %id, %error, "can't be stopped");
@@ -317,6 +340,8 @@ impl Agent {
         if !self.get(id).await?.phase.is_done() {
             return Err(AgentError::NotDone(id.clone()));
         }
+        // Its end is told before the store has it: without it the script would be run again.
+        self.is_over(id).await;
         let workspace = self.workspace(id);
         super::blocking(move || workspace.remove()).await??;
         self.inner.store.forget(id).await?;
@@ -354,7 +379,11 @@ impl Agent {
         let mut pause = FIRST_PAUSE;
         loop {
             match self.inner.store.update(update.clone()).await {
-                Err(StoreError::Closed) => return Err(StoreError::Closed.into()),
+                Err(error @ StoreError::Closed) if self.inner.stop.is_cancelled() => {
+                    return Err(error.into());
+                }
+                // Its state goes with the command: nobody waits for a disk here.
+                Err(error) if self.inner.settings.tied => return Err(error.into()),
                 Err(error) => {
                     error!(error = crate::text::chain(&error), "the end is not recorded yet");
                 }
@@ -386,10 +415,8 @@ impl Agent {
                 let queued = table
                     .get(&id)
                     .is_some_and(|living| living.phase == Phase::Queued && living.stop.is_none());
-                if queued {
-                    table.queue.remove(&id);
-                }
-                queued
+                // Whoever takes it out of the queue records its end.
+                queued && table.queue.remove(&id)
             };
             let outcome = OutcomeKind::QueueTimedOut { limit }.into();
             if expired && let Err(error) = agent.finish(&id, outcome, None, Timestamp::now()).await

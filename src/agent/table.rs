@@ -36,6 +36,8 @@ pub(super) struct Living {
     pub(super) blocked: Vec<Blocked>,
     /// Why it is to stop, once it is.
     pub(super) stop: Option<String>,
+    /// How often it was launched: each time it has another journal.
+    pub(super) launches: u32,
     /// How often a supervisor died before it started the script.
     pub(super) false_starts: u32,
     /// Rings on each change of this script, its output included.
@@ -88,6 +90,7 @@ impl Table {
             output_bytes: 0,
             blocked: Vec::new(),
             stop: None,
+            launches: 0,
             false_starts: 0,
             changed: watch::Sender::new(()),
             summary: spec.summary(),
@@ -135,20 +138,22 @@ impl Table {
         let living = self.living.get_mut(&id)?;
         // A queued script may always be launched.
         living.phase = living.phase.clone().next(Event::Launched).unwrap_or(Phase::Waiting);
+        living.launches += 1;
         living.changed.send_replace(());
         Some(Arc::clone(&living.spec))
     }
 
-    /// Somebody before a script who still counts as running and must have ended for it to run: rings
-    /// when that is different.
-    pub(super) fn in_the_way(&self, id: &ScriptId) -> Option<watch::Receiver<()>> {
+    /// Whether somebody before a script still counts as running who must have ended for it to run.
+    pub(super) fn is_someone_in_the_way(&self, id: &ScriptId) -> bool {
         let lines = self.queue.lines(id);
         let blocking = lines.iter().filter(|line| !line.admitted);
-        let before = blocking.flat_map(|line| line.before.iter());
-        let mut running = before.filter_map(|(id, _)| self.living.get(*id)).filter(|living| {
-            matches!(living.phase, Phase::Running | Phase::Stopping) && living.started_at.is_some()
-        });
-        running.next().map(|living| living.changed.subscribe())
+        let mut before = blocking.flat_map(|line| line.before.iter());
+        before.any(|(id, _)| {
+            self.living.get(*id).is_some_and(|living| {
+                let stands = matches!(living.phase, Phase::Running | Phase::Stopping);
+                stands && living.started_at.is_some()
+            })
+        })
     }
 
     pub(super) fn counts(&self) -> Counts {
@@ -276,6 +281,7 @@ impl Living {
             command: self.summary.clone(),
             labels: self.spec.labels.clone(),
             reason: String::new(),
+            claim: String::new(),
             within: Vec::new(),
             waits_since: self.queued_at,
             holds_since: self.started_at,

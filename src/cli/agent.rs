@@ -242,7 +242,12 @@ async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode, Failure> {
     if let Some(address) = config.listen {
         listeners.tcp = Some(listen_tcp(address, &folders, &tasks, &stop).await?);
     }
-    let agent = Agent::open(settings(&folders, &config)?).await?;
+    // What comes back after a restart may wait for the disk.
+    let open = Agent::open(settings(&folders, &config)?);
+    let Some(agent) = stop.run_until_cancelled(open).await else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let agent = agent?;
     let socket = folders.socket()?;
     listeners.unix = Some(listen::bind_unix(&socket).map_err(|error| {
         let failure =

@@ -112,7 +112,8 @@ impl Search<'_> {
             line.line.iter().map(|s| (Held { mutex: line.name.clone(), ticket: s.ticket }, s))
         });
         let awaited = all.filter(|(other, s)| {
-            let sibling = s.who.pid != 0 && s.who.pid == standing.who.pid && other != ticket;
+            let sibling = s.who.claim == standing.who.claim && !s.who.claim.is_empty();
+            let sibling = sibling && other != ticket;
             sibling || s.who.within.contains(ticket)
         });
         awaited.map(|(other, _)| other).collect()
@@ -132,8 +133,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// A line: `a: 1x@10 2s@11<b:1`: ticket 1, exclusive, of process 10; ticket 2, shared, of process
-    /// 11, made under ticket 1 of b.
+    /// A line: `a: 1x@10 2s@11<b:1`: ticket 1, exclusive, of claim 10; ticket 2, shared, of claim 11,
+    /// made under ticket 1 of b.
     fn line(text: &str) -> Status {
         let (name, line) = text.split_once(": ").unwrap();
         let standing = |text: &str| {
@@ -141,8 +142,8 @@ mod tests {
             let (ticket, pid) = text.split_once('@').unwrap();
             let (number, mode) = ticket.split_at(ticket.len() - 1);
             let mode = if mode == "x" { Mode::Exclusive } else { Mode::Shared };
-            let pid = pid.parse().unwrap();
-            let who = Claimant { pid, within: from_variable(within), ..Claimant::default() };
+            let within = from_variable(within);
+            let who = Claimant { claim: pid.to_owned(), within, ..Claimant::default() };
             Standing { ticket: number.parse().unwrap(), mode, who }
         };
         let line = line.split(' ').map(standing).collect();

@@ -73,6 +73,8 @@ struct Place {
     stage: Stage,
     /// The inodes of the tickets that a sleeper already sleeps on.
     slept_on: Vec<u64>,
+    /// Whether a sleeper sleeps on the open OS lock.
+    lock_is_slept_on: bool,
 }
 
 #[derive(Debug)]
@@ -94,9 +96,10 @@ impl Hold {
     pub fn join(
         root: &Path,
         claims: &[Claim],
-        who: Claimant,
+        mut who: Claimant,
         follow: bool,
     ) -> Result<Self, MutexError> {
+        who.claim = uuid::Uuid::now_v7().simple().to_string();
         let mut claims = claims.to_vec();
         claims
             .sort_by(|a, b| a.name.cmp(&b.name).then(strictness(a.mode).cmp(&strictness(b.mode))));
@@ -115,7 +118,9 @@ impl Hold {
             let ticket = folder.append(guard, claim.mode)?;
             ticket.describe(guard, &who)?;
             let (stage, slept_on) = (Stage::InLine, Vec::new());
-            places.push(Place { name: claim.name, folder, ticket, stage, slept_on });
+            let lock_is_slept_on = false;
+            let name = claim.name;
+            places.push(Place { name, folder, ticket, stage, slept_on, lock_is_slept_on });
         }
         Ok(Self { places, who, waker, first_wait })
     }
@@ -265,14 +270,12 @@ impl Place {
     /// Tries the plain OS lock; sleeps on it when somebody else has it.
     fn try_and_sleep(&mut self, waker: &Waker) -> Result<Option<Blocked>, MutexError> {
         let blocked = self.try_os_lock()?;
-        if let (Some(_), Stage::AtLock(file)) = (&blocked, &self.stage) {
-            let inode = file.metadata().map_err(MutexError::Wake)?.ino();
-            // The file at the path may be another one than last time: it has a sleeper of its own.
-            if !self.slept_on.contains(&inode) {
-                let same_open_file = file.try_clone().map_err(MutexError::Wake)?;
-                waker.ring_when_locked(same_open_file, self.ticket.mode.is_exclusive())?;
-                self.slept_on.push(inode);
-            }
+        if let (Some(_), Stage::AtLock(file)) = (&blocked, &self.stage)
+            && !self.lock_is_slept_on
+        {
+            let same_open_file = file.try_clone().map_err(MutexError::Wake)?;
+            waker.ring_when_locked(same_open_file, self.ticket.mode.is_exclusive())?;
+            self.lock_is_slept_on = true;
         }
         Ok(blocked)
     }
@@ -304,6 +307,7 @@ impl Place {
         }
         // A cleaner removed the file: what was locked is nobody's any more.
         self.stage = Stage::AtLock(self.folder.open_os_lock()?);
+        self.lock_is_slept_on = false;
         self.try_os_lock()
     }
 

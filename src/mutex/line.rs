@@ -35,6 +35,9 @@ pub struct Claimant {
     /// Why it wants the mutex, in the words of whoever started it; may be empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// Names this claim: the same in the tickets of all mutexes that it is for.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub claim: String,
     /// The tickets under which it was made: its script or wrapper holds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub within: Vec<Held>,

@@ -32,7 +32,9 @@ pub(super) const MAX_WAITING_CONNECTIONS: usize = 64;
 /// How many handshakes may go on at once: each costs some milliseconds of CPU.
 const MAX_HANDSHAKES: usize = 64;
 /// How many connections may wait for their first byte or a handshake. More are closed at once.
-const MAX_STRANGERS: usize = 1024;
+const MAX_STRANGERS: usize = 256;
+/// How long a connection may say nothing at first.
+const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(5);
 /// How long a handshake may take.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// How long to wait after the system could not accept (too many open files, say).
@@ -131,12 +133,16 @@ struct Handshakes {
 impl Handshakes {
     /// Rule 1: who says nothing has no permit, and who is slow loses it.
     async fn hands(&self, stream: TcpStream, address: SocketAddr) {
-        let shaken = async {
-            stream.peek(&mut [0]).await?;
-            let _permit = self.permits.acquire().await.map_err(io::Error::other)?;
-            self.acceptor.accept(stream).await
+        if tokio::time::timeout(FIRST_BYTE_LIMIT, stream.peek(&mut [0])).await.is_err() {
+            debug!(%address, "a stranger says nothing");
+            return;
+        }
+        let Ok(permit) = self.permits.acquire().await else {
+            return;
         };
-        match tokio::time::timeout(HANDSHAKE_LIMIT, shaken).await {
+        let shaken = tokio::time::timeout(HANDSHAKE_LIMIT, self.acceptor.accept(stream)).await;
+        drop(permit);
+        match shaken {
             Ok(Ok(stream)) => {
                 // None: trust was taken back during the handshake.
                 if let Some(io) = Io::remote(stream, address, &self.peers) {

@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus, pidfd_open,
     pidfd_send_signal,
@@ -27,6 +27,8 @@ use crate::text::shorten;
 /// How much a pipe takes before the script waits for its reader: the most that an ordinary user may
 /// ask for.
 const PIPE_BYTES: usize = 1024 * 1024;
+/// How long to wait before looking again for children that were not found.
+const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 /// How many stragglers are named; the others are ended all the same.
 const MAX_NAMED_STRAGGLERS: usize = 16;
 /// How much of a straggler's command line is kept.
@@ -172,15 +174,20 @@ impl Tree {
     pub(super) fn end() -> io::Result<()> {
         while has_children()? {
             let mut dying = Vec::new();
+            let mut reaped = false;
             for process in descendants() {
-                if process.state == 'Z' {
-                    process.reap();
+                // One that looks dead may only have lost its first thread.
+                if process.state == 'Z' && process.reap() {
+                    reaped = true;
                 } else if let Some(descriptor) = process.signal(Signal::KILL) {
                     dying.push(descriptor);
                 }
             }
-            if dying.is_empty() {
-                await_any_child()?;
+            if dying.is_empty() && !reaped {
+                // There are children, and none was found: it changes its place in the tree just now.
+                rustix::event::poll(&mut [], Some(&LOOK_AGAIN))
+                    .map(drop)
+                    .or_else(ignore_interrupt)?;
             }
             // A process that can't be killed keeps its mutexes: the wait is without limit.
             for descriptor in dying {
@@ -238,15 +245,6 @@ fn is_executable(path: &Path) -> bool {
     path.metadata().is_ok_and(|found| found.permissions().mode() & 0o111 != 0)
 }
 
-/// Waits until a child has ended; it stays to be reaped. No children: it returns at once.
-fn await_any_child() -> io::Result<()> {
-    let peek = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-    match rustix::process::waitid(WaitId::All, peek) {
-        Err(rustix::io::Errno::CHILD) | Ok(_) => Ok(()),
-        Err(e) => ignore_interrupt(e),
-    }
-}
-
 /// Whether this process has any children, also ones that wait to be reaped.
 fn has_children() -> io::Result<bool> {
     let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
@@ -296,11 +294,12 @@ impl Process {
     }
 
     /// Reaps it if it is a child of this process and has ended.
-    fn reap(&self) {
-        if let Some(pid) = Pid::from_raw(self.pid.cast_signed()) {
-            // ECHILD: it is its parent's to reap.
-            rustix::process::waitpid(Some(pid), WaitOptions::NOHANG).map(drop).unwrap_or_default();
-        }
+    fn reap(&self) -> bool {
+        let pid = Pid::from_raw(self.pid.cast_signed());
+        // ECHILD: it is its parent's to reap.
+        pid.is_some_and(|pid| {
+            rustix::process::waitpid(Some(pid), WaitOptions::NOHANG).is_ok_and(|end| end.is_some())
+        })
     }
 
     fn describe(&self) -> Straggler {

@@ -133,6 +133,7 @@ impl From<v1::Claimant> for Party {
             command: message.command,
             labels: message.labels.into_iter().collect(),
             reason: message.reason,
+            claim: String::new(),
             within: Vec::new(),
             waits_since: since.unwrap_or(Timestamp::UNIX_EPOCH),
             holds_since: since,
