@@ -155,3 +155,37 @@ fn who_waits_is_told_at_once_on_each_change_and_reminded_unless_quiet() {
     gate.open();
     assert_eq!(holder.end().0, 0);
 }
+
+/// The log-file example: many writers, no line lost, none torn.
+#[test]
+fn fifty_writers_lose_and_tear_no_line_of_a_shared_log_file() {
+    const LINES: usize = 40;
+    let world = World::new();
+    let log = world.path("log");
+    let path = log.display().to_string();
+    let text = format!(
+        "i=0; while [ $i -lt {LINES} ]; do echo \"$0 $i {}\"; i=$((i+1)); done | {} mutex append log {path}",
+        "x".repeat(200),
+        support::BATON
+    );
+    let mut writers: Vec<_> = (0..50)
+        .map(|number| {
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", &text, &number.to_string()]);
+            spawn(command.env("BATON_MUTEX_DIR", world.mutexes()))
+        })
+        .collect();
+    for writer in &mut writers {
+        assert!(writer.wait().unwrap().success());
+    }
+    let mut next = [0; 50];
+    for line in support::lines(&log) {
+        let words: Vec<&str> = line.split(' ').collect();
+        assert_eq!((words.len(), words[2].len()), (3, 200), "torn: {line}");
+        let (writer, number): (usize, usize) =
+            (words[0].parse().unwrap(), words[1].parse().unwrap());
+        assert_eq!(next[writer], number, "the order of writer {writer}");
+        next[writer] += 1;
+    }
+    assert_eq!(next, [LINES; 50]);
+}

@@ -73,19 +73,14 @@ pub struct Wish {
 /// When a mutex folder can't be used or a system call fails.
 pub fn run(
     root: &Path,
-    wish: Wish,
+    wish: &Wish,
     command: &mut Command,
-    mut tell: impl FnMut(&[Blocked]),
+    tell: impl FnMut(&[Blocked]),
 ) -> Result<Ran, HolderError> {
-    let line = command_line(command);
-    let within = std::env::var(HELD_VARIABLE).unwrap_or_default();
-    let within = deadlock::from_variable(&within);
-    let who = Claimant { reason: wish.reason, within, ..Claimant::this_process(line) };
-    let mut hold = Hold::join(root, &wish.claims, who, true)?;
-    if let Some(busy) = wait(&mut hold, wish.patience, wish.remind, &mut tell)? {
-        hold.release()?;
-        return Ok(Ran::Busy(busy));
-    }
+    let hold = match acquire(root, wish, command_line(command), tell)? {
+        Ok(hold) => hold,
+        Err(busy) => return Ok(Ran::Busy(busy)),
+    };
     hold.make_inheritable()?;
     command.envs(variables(&hold, &wish.claims));
     // Before the start: no signal is missed.
@@ -101,6 +96,31 @@ pub fn run(
     };
     hold.release()?;
     Ok(ran)
+}
+
+/// Takes the mutexes for this process, which does `what`; or returns who is in the way when the time
+/// is over. `tell` as in [`run`].
+///
+/// # Errors
+/// When a mutex folder can't be used or a system call fails.
+pub fn acquire(
+    root: &Path,
+    wish: &Wish,
+    what: String,
+    mut tell: impl FnMut(&[Blocked]),
+) -> Result<Result<Hold, Vec<Blocked>>, HolderError> {
+    let within = std::env::var(HELD_VARIABLE).unwrap_or_default();
+    let within = deadlock::from_variable(&within);
+    let reason = wish.reason.clone();
+    let who = Claimant { reason, within, ..Claimant::this_process(what) };
+    let mut hold = Hold::join(root, &wish.claims, who, true)?;
+    match wait(&mut hold, wish.patience, wish.remind, &mut tell)? {
+        None => Ok(Ok(hold)),
+        Some(busy) => {
+            hold.release()?;
+            Ok(Err(busy))
+        }
+    }
 }
 
 /// Waits until all mutexes are held; or returns who is in the way when the time is over.

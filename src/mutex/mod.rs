@@ -34,6 +34,7 @@
 //!
 //! What it does not do: break a hold.
 
+pub mod append;
 pub mod deadlock;
 pub mod hold;
 pub mod holder;

@@ -1,5 +1,6 @@
 //! `baton mutex`: named mutexes for people and scripts. No agent is needed.
 
+mod append;
 mod run;
 mod status;
 
@@ -24,6 +25,7 @@ pub(super) struct MutexArgs {
 enum MutexCommand {
     Run(run::RunArgs),
     Status(status::StatusArgs),
+    Append(append::AppendArgs),
     /// Print the path of a mutex's plain lock file, for flock(1) and other tools
     ///
     /// Who locks that file (flock, exclusive or shared) excludes and is excluded; for example:
@@ -37,6 +39,7 @@ enum MutexCommand {
 pub(super) fn mutex(args: MutexArgs, root: &Path) -> Result<ExitCode, Failure> {
     match args.command {
         MutexCommand::Run(args) => run::run(&args, root),
+        MutexCommand::Append(args) => append::append(args, root),
         MutexCommand::Status(args) => status::status(&args, root),
         MutexCommand::Path { name } => {
             let path = crate::mutex::status::os_lock_path(root, &name)?;

@@ -93,7 +93,7 @@ pub(super) fn run(args: &RunArgs, root: &Path) -> Result<ExitCode, Failure> {
         }
     };
     let wish = Wish { claims, patience, reason: args.reason.clone(), remind: args.remind };
-    let ran = match holder::run(root, wish, &mut process, tell) {
+    let ran = match holder::run(root, &wish, &mut process, tell) {
         Err(HolderError::Mutex(error @ MutexError::Deadlock(_))) => {
             let failure = Failure::new(args.conflict_exit_code, error);
             return Err(failure.hint("name all mutexes at once: `baton mutex run a b -- …`"));
@@ -157,7 +157,7 @@ fn split(words: &[OsString]) -> Result<(Vec<MutexName>, &[OsString]), Failure> {
 }
 
 /// Who is in the way, in words.
-fn describe(blocked: &[Blocked]) -> String {
+pub(super) fn describe(blocked: &[Blocked]) -> String {
     let waits: Vec<_> = blocked
         .iter()
         .map(|blocked| {
