@@ -189,3 +189,30 @@ fn fifty_writers_lose_and_tear_no_line_of_a_shared_log_file() {
     }
     assert_eq!(next, [LINES; 50]);
 }
+
+#[test]
+fn once_is_once_for_callers_at_the_same_time_and_a_failed_run_lets_the_next_one_try() {
+    let world = World::new();
+    let log = world.path("log").display().to_string();
+    let once = |words: &[&str]| {
+        let mut command = world.baton();
+        command.args(["mutex", "once"]).args(words);
+        command
+    };
+    // The first run fails: one of the others tries again, and the rest finds it done.
+    let text = format!("echo run >> {log}; test $(wc -l < {log}) -gt 1");
+    let words = ["migrate/web", "--", "sh", "-c", &text];
+    let mut callers: Vec<_> = (0..10).map(|_| spawn(once(&words).stderr(Stdio::null()))).collect();
+    let succeeded = callers.iter_mut().map(|caller| caller.wait().unwrap().success());
+    let failed = succeeded.filter(|success| !success).count();
+    assert_eq!((failed, support::lines(world.path("log").as_path()).len()), (1, 2));
+
+    let (code, _, told) = finish(&mut once(&words));
+    assert!(code == 0 && told.starts_with("baton: done already, at "), "{told}");
+    assert_eq!(finish(&mut once(&["--within", "1h", "migrate/web", "--", "false"])).0, 0);
+    assert_eq!(finish(&mut once(&["--within", "1ns", "migrate/web", "--", "false"])).0, 1);
+    assert_eq!(finish(&mut once(&["--reset", "migrate/web"])).0, 0);
+    assert_eq!(finish(&mut once(&["migrate/web", "--", "sh", "-c", "exit 7"])).0, 7);
+    assert_eq!(finish(&mut once(&["another", "--", "no-such-command"])).0, 127);
+    assert_eq!(finish(&mut once(&["migrate/web"])).0, 2);
+}

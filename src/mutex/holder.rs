@@ -81,8 +81,22 @@ pub fn run(
         Ok(hold) => hold,
         Err(busy) => return Ok(Ran::Busy(busy)),
     };
+    run_held(hold, &wish.claims, command, |_| Ok(()))
+}
+
+/// Runs the command under mutexes that are held already, and gives them back. `before_release` sees
+/// what came of it.
+///
+/// # Errors
+/// When a system call fails; and what `before_release` says.
+pub(super) fn run_held(
+    hold: Hold,
+    claims: &[Claim],
+    command: &mut Command,
+    before_release: impl FnOnce(&Ran) -> io::Result<()>,
+) -> Result<Ran, HolderError> {
     hold.make_inheritable()?;
-    command.envs(variables(&hold, &wish.claims));
+    command.envs(variables(&hold, claims));
     // Before the start: no signal is missed.
     let passed_on = [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
     // What is ignored here (nohup, say) the command is to ignore too.
@@ -94,7 +108,9 @@ pub fn run(
         Ok(child) => Ran::Ended(follow(child, &mut signals)?),
         Err(error) => Ran::NotStarted(error),
     };
+    let noted = before_release(&ran);
     hold.release()?;
+    noted?;
     Ok(ran)
 }
 
@@ -202,7 +218,7 @@ fn pass_on(child: &Child, signal: i32) {
     }
 }
 
-fn command_line(command: &Command) -> String {
+pub(super) fn command_line(command: &Command) -> String {
     let words = [command.get_program()].into_iter().chain(command.get_args());
     let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
     crate::text::shorten(&words.join(" "), 80)

@@ -6,6 +6,7 @@
 //!     guard                a named-lock mutex, held for the moments in which the line changes
 //!     next                 the last number that was given out
 //!     os.lock              the plain OS mutex (flock): other tools join in here
+//!     done                 only of a mutex of [`once`]: when it was done
 //!     line/1795624862042.x a ticket: its number; x exclusive, s shared, s4 shared with at most 4
 //! ```
 //!
@@ -40,6 +41,7 @@ pub mod hold;
 pub mod holder;
 pub mod line;
 pub mod name;
+pub mod once;
 pub mod os;
 pub mod policy;
 pub mod status;

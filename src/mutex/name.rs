@@ -26,8 +26,17 @@ impl MutexName {
     ///
     /// Two different keys never become the same name: `_` itself is encoded too.
     pub fn for_key(key: &ExclusiveKey) -> Self {
+        Self::encode("key.", key)
+    }
+
+    /// The mutex under which something runs once: `migrate/web` becomes `once.migrate_2Fweb`.
+    pub fn for_once(key: &ExclusiveKey) -> Self {
+        Self::encode("once.", key)
+    }
+
+    fn encode(prefix: &str, key: &ExclusiveKey) -> Self {
         use fmt::Write as _;
-        let mut name = String::from("key.");
+        let mut name = String::from(prefix);
         for byte in key.0.bytes() {
             if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.' {
                 name.push(char::from(byte));

@@ -1,6 +1,6 @@
 //! `baton mutex run`: a command under named mutexes.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::num::NonZeroU32;
 use std::os::unix::process::ExitStatusExt as _;
@@ -100,14 +100,19 @@ pub(super) fn run(args: &RunArgs, root: &Path) -> Result<ExitCode, Failure> {
         }
         other => other?,
     };
+    ended(ran, &command[0], args.conflict_exit_code)
+}
+
+/// What came of a protected command, as an exit status; `busy` when it was not obtained in time.
+pub(super) fn ended(ran: Ran, program: &OsStr, busy: u8) -> Result<ExitCode, Failure> {
     match ran {
         Ran::Ended(status) => Ok(exit_code(status)),
         Ran::Busy(blocked) => {
             let text = anyhow::anyhow!("not obtained: {}", describe(&blocked));
-            Err(Failure::new(args.conflict_exit_code, text))
+            Err(Failure::new(busy, text))
         }
         Ran::NotStarted(error) => {
-            let name = command[0].to_string_lossy();
+            let name = program.to_string_lossy();
             let found = error.kind() != io::ErrorKind::NotFound;
             let (code, problem) = if found {
                 (code::NOT_EXECUTABLE, error.to_string())
