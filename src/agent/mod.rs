@@ -12,6 +12,7 @@
 //! 3. One task tree: all tasks are in one tracker and end by one token.
 
 mod attend;
+mod end;
 mod follow;
 mod launch;
 mod lock;

@@ -1,0 +1,224 @@
+//! How scripts end: cancel, the limit of the time in the queue, recording an end, forgetting.
+//!
+//! Whoever takes a script out of the queue, or sees its supervisor end, records its end; nobody else.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tracing::{Instrument as _, error, info, info_span, warn};
+
+use super::{Agent, AgentError};
+use crate::script::{Event, Outcome, OutcomeKind, Phase, ScriptId};
+use crate::snapshot::Snapshot;
+use crate::spec::Spec;
+use crate::store::{ScriptUpdate, StoreError};
+use crate::supervisor::job::Cancel;
+
+/// How long to wait before an end that was not recorded is recorded again, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Where a script stood when it was asked to stop.
+enum Asked {
+    /// In the queue, which it has left now.
+    Left(String),
+    /// In the queue, which it left before; its end is being recorded.
+    Leaving,
+    /// Its supervisor is to stop it.
+    Launched(String),
+}
+
+impl Agent {
+    /// Asks a script to stop, wherever it stands.
+    ///
+    /// # Errors
+    /// When there is no such script or the request can't be written down.
+    pub async fn cancel(&self, id: &ScriptId, reason: String) -> Result<Snapshot, AgentError> {
+        self.settled(id).await;
+        let asked = {
+            let mut table = self.table();
+            let living = table.get_mut(id).filter(|living| !living.phase.is_done());
+            let asked = living.map(|living| {
+                // The first reason is the one on record.
+                let reason = living.stop.get_or_insert(reason).clone();
+                (living.phase == Phase::Queued, reason)
+            });
+            asked.map(|(queued, reason)| match (queued, queued && table.queue.remove(id)) {
+                // It has left the line here and now, so it can't be launched.
+                (true, true) => Asked::Left(reason),
+                (true, false) => Asked::Leaving,
+                (false, _) => Asked::Launched(reason),
+            })
+        };
+        match asked {
+            Some(Asked::Left(reason)) => {
+                info!(reason, "cancelled before it ran");
+                let kind = OutcomeKind::Cancelled { while_queued: true, reason };
+                self.finish_queued(id, kind).await?;
+            }
+            Some(Asked::Leaving) => self.is_over(id).await,
+            Some(Asked::Launched(reason)) => {
+                info!(reason, "asked to stop");
+                self.tell_to_stop(id, reason).await?;
+            }
+            None => {}
+        }
+        self.get(id).await
+    }
+
+    /// Records the end of a script that was taken out of the queue, whether or not somebody waits
+    /// for that.
+    async fn finish_queued(&self, id: &ScriptId, kind: OutcomeKind) -> Result<(), AgentError> {
+        let (agent, id) = (self.clone(), id.clone());
+        let finish = async move { agent.finish(&id, kind.into(), None, Timestamp::now()).await };
+        let finishing = self.inner.tasks.spawn(finish.in_current_span());
+        finishing.await.unwrap_or(Err(AgentError::Stopping))
+    }
+
+    /// Says why, then that it is to stop. May be said again: only the first counts.
+    pub(super) async fn tell_supervisor_to_stop(&self, id: &ScriptId, reason: String) {
+        let workspace = self.workspace(id);
+        let cancel = Cancel { reason };
+        let write = move || workspace.write_json(&workspace.cancel(), &cancel);
+        // The folder may not be made yet: whoever makes it finds the wish in the table.
+        if let Ok(Err(error)) = super::blocking(write).await {
+            warn!(error = crate::text::chain(&error), "cancel is not written down");
+        }
+        self.inner.supervisors.stop(id);
+    }
+
+    async fn tell_to_stop(&self, id: &ScriptId, reason: String) -> Result<(), AgentError> {
+        self.tell_supervisor_to_stop(id, reason.clone()).await;
+        self.table().apply(id, Event::Stop)?;
+        self.queue_changed();
+        let update = ScriptUpdate { stop_reason: Some(reason), ..ScriptUpdate::of(id.clone()) };
+        Ok(self.inner.store.update(update).await?)
+    }
+
+    /// Stops all scripts and waits until they are done.
+    pub(super) async fn stop_all(&self, reason: &str) {
+        let mut changes = self.changes();
+        let mut asked = HashSet::new();
+        loop {
+            let living: Vec<ScriptId> =
+                self.table().queue.after(0).map(|(_, id)| id.clone()).collect();
+            if living.is_empty() {
+                return;
+            }
+            for id in living.into_iter().filter(|id| asked.insert(id.clone())) {
+                let span = info_span!("script", script_id = %id);
+                if let Err(error) = self.cancel(&id, reason.to_owned()).instrument(span).await {
+                    warn!(script_id = %id, %error, "can't be stopped");
+                }
+            }
+            changes.changed().await.unwrap_or_default();
+        }
+    }
+
+    /// Removes a script that is done.
+    ///
+    /// # Errors
+    /// When it is not done, or there is no such script.
+    pub async fn forget(&self, id: &ScriptId) -> Result<(), AgentError> {
+        let _one = self.inner.forgetting.lock().await;
+        if !self.get(id).await?.phase.is_done() {
+            return Err(AgentError::NotDone(id.clone()));
+        }
+        // Its end is told before the store has it: without it the script would be run again.
+        self.is_over(id).await;
+        let workspace = self.workspace(id);
+        super::blocking(move || workspace.remove()).await??;
+        self.inner.store.forget(id).await?;
+        info!("forgotten");
+        Ok(())
+    }
+
+    /// Records how a script ended, then lets everybody know.
+    pub(super) async fn finish(
+        &self,
+        id: &ScriptId,
+        outcome: Outcome,
+        started_at: Option<Timestamp>,
+        ended_at: Timestamp,
+    ) -> Result<(), AgentError> {
+        let output_bytes = self.table().get(id).map_or(0, |living| living.output_bytes);
+        info!(outcome = %outcome.kind, "done");
+        let update = ScriptUpdate {
+            phase: Some(Phase::Done(outcome)),
+            started_at,
+            ended_at: Some(ended_at),
+            output_bytes: Some(output_bytes),
+            ..ScriptUpdate::of(id.clone())
+        };
+        self.record_end(update).await?;
+        let living = self.table().remove(id);
+        self.queue_changed();
+        // Dropped last: those who wait for its end find it in the store.
+        drop(living);
+        Ok(())
+    }
+
+    /// Puts an end into the store, as often as that takes: the disk may be full for a while.
+    async fn record_end(&self, update: ScriptUpdate) -> Result<(), AgentError> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.inner.store.update(update.clone()).await {
+                Err(error @ StoreError::Closed) if self.inner.stop.is_cancelled() => {
+                    return Err(error.into());
+                }
+                // Its state goes with the command: nobody waits for a disk here.
+                Err(error) if self.inner.settings.tied => return Err(error.into()),
+                Err(error) => {
+                    error!(error = crate::text::chain(&error), "the end is not recorded yet");
+                }
+                Ok(()) => return Ok(()),
+            }
+            tokio::time::sleep(pause).await;
+            pause = LONGEST_PAUSE.min(pause * 2);
+        }
+    }
+
+    /// Ends a script that still is in the agent's queue when its time in the queue is over. Once
+    /// it is launched, its supervisor looks at the time.
+    pub(super) fn limit_queue_time(&self, spec: &Arc<Spec>, queued_at: Timestamp) {
+        let Some(limit) = spec.queue_time_limit else {
+            return;
+        };
+        let waited = Duration::try_from(Timestamp::now() - queued_at);
+        let left = limit.saturating_sub(waited.unwrap_or_default());
+        let (agent, id) = (self.clone(), spec.script_id.clone());
+        // Of its own: it outlives the call.
+        let span = info_span!(parent: None, "script", script_id = %id);
+        let expire = async move {
+            tokio::select! {
+                () = tokio::time::sleep(left) => {}
+                () = agent.is_over(&id) => return,
+            }
+            let expired = {
+                let mut table = agent.table();
+                let queued = table
+                    .get(&id)
+                    .is_some_and(|living| living.phase == Phase::Queued && living.stop.is_none());
+                // Whoever takes it out of the queue records its end.
+                queued && table.queue.remove(&id)
+            };
+            let outcome = OutcomeKind::QueueTimedOut { limit }.into();
+            if expired && let Err(error) = agent.finish(&id, outcome, None, Timestamp::now()).await
+            {
+                warn!(%error, "the end is not recorded");
+            }
+        };
+        self.spawn(expire.instrument(span));
+    }
+
+    /// Returns when the script is done.
+    async fn is_over(&self, id: &ScriptId) {
+        let changes = self.table().get(id).map(|living| living.changed.subscribe());
+        if let Some(mut changes) = changes {
+            // Its sender goes with the script.
+            while changes.changed().await.is_ok() {}
+        }
+    }
+}
