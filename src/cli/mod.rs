@@ -51,41 +51,38 @@ struct Cli {
 #[derive(Debug, Args)]
 #[expect(clippy::struct_field_names, reason = "the names of the flags")]
 struct Folders {
-    /// Folder of identity, configuration, peers and targets
+    /// Folder of identity, configuration, peers and targets [env: BATON_CONFIG_DIR]
     #[arg(
         long,
         global = true,
-        env = "BATON_CONFIG_DIR",
         value_name = "DIR",
         hide_short_help = true,
         help_heading = "Folders"
     )]
     config_dir: Option<PathBuf>,
-    /// Folder of database and workspaces
+    /// Folder of database and workspaces [env: BATON_STATE_DIR]
     #[arg(
         long,
         global = true,
-        env = "BATON_STATE_DIR",
         value_name = "DIR",
         hide_short_help = true,
         help_heading = "Folders"
     )]
     state_dir: Option<PathBuf>,
-    /// Folder of the agent's socket
+    /// Folder of the agent's socket [env: BATON_RUNTIME_DIR]
     #[arg(
         long,
         global = true,
-        env = "BATON_RUNTIME_DIR",
         value_name = "DIR",
         hide_short_help = true,
         help_heading = "Folders"
     )]
     runtime_dir: Option<PathBuf>,
     /// Folder of the named mutexes; the same for all that are to exclude each other
+    /// [env: BATON_MUTEX_DIR]
     #[arg(
         long,
         global = true,
-        env = "BATON_MUTEX_DIR",
         value_name = "DIR",
         hide_short_help = true,
         help_heading = "Folders"
@@ -124,11 +121,16 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
+    // Not by clap: its usage lines would list whatever the environment sets.
+    let set_by = |flag: Option<PathBuf>, variable: &str| {
+        let value = std::env::var_os(variable).filter(|value| !value.is_empty());
+        flag.or(value.map(PathBuf::from))
+    };
     let set = DirectoryOverrides {
-        config: cli.folders.config_dir,
-        state: cli.folders.state_dir,
-        runtime: cli.folders.runtime_dir,
-        mutex: cli.folders.mutex_dir,
+        config: set_by(cli.folders.config_dir, "BATON_CONFIG_DIR"),
+        state: set_by(cli.folders.state_dir, "BATON_STATE_DIR"),
+        runtime: set_by(cli.folders.runtime_dir, "BATON_RUNTIME_DIR"),
+        mutex: set_by(cli.folders.mutex_dir, "BATON_MUTEX_DIR"),
     };
     // No runtime and no other folder: it is on the way of every protected command.
     if let Command::Mutex(args) = cli.command {
