@@ -7,8 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use baton::client::{Client, connect};
-use baton::script::{Isolation, Labels, ScriptId};
-use baton::spec::{Spec, What};
+use baton::spec::Spec;
 use divan::Bencher;
 use tokio::runtime::Runtime;
 
@@ -105,21 +104,7 @@ impl Agent {
     }
 
     fn run(&self) {
-        let spec = Spec {
-            script_id: ScriptId::random(),
-            what: What::Body { text: ":".into(), interpreter: "bash".to_owned() },
-            arguments: Vec::new(),
-            environment: [].into(),
-            files: Vec::new(),
-            working_directory: None,
-            isolation: Isolation::Exclusive,
-            mutex: "machine".parse().unwrap(),
-            exclusive_key: None,
-            queue_time_limit: None,
-            run_time_limit: None,
-            grace: None,
-            labels: Labels::new(),
-        };
+        let spec = Spec::of_body(":", "bash");
         self.runtime.block_on(async {
             let mut following = self.client.run(spec);
             while following.next().await.unwrap().is_some() {}

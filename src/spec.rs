@@ -142,6 +142,26 @@ impl SpecError {
 }
 
 impl Spec {
+    /// A script of an interpreter, with a new id: alone under the machine mutex, no limits, nothing
+    /// sent along.
+    pub fn of_body(text: impl Into<Bytes>, interpreter: &str) -> Self {
+        Self {
+            script_id: ScriptId::random(),
+            what: What::Body { text: text.into(), interpreter: interpreter.to_owned() },
+            arguments: Vec::new(),
+            environment: BTreeMap::new(),
+            files: Vec::new(),
+            working_directory: None,
+            isolation: Isolation::Exclusive,
+            mutex: MutexName::machine(),
+            exclusive_key: None,
+            queue_time_limit: None,
+            run_time_limit: None,
+            grace: None,
+            labels: Labels::new(),
+        }
+    }
+
     /// Checks what the types don't.
     ///
     /// # Errors
@@ -374,21 +394,7 @@ mod tests {
     use super::*;
 
     fn spec() -> Spec {
-        Spec {
-            script_id: "a".parse().unwrap(),
-            what: What::Body { text: Bytes::from_static(b"true"), interpreter: "bash".to_owned() },
-            arguments: Vec::new(),
-            environment: BTreeMap::new(),
-            files: Vec::new(),
-            working_directory: None,
-            isolation: Isolation::Exclusive,
-            mutex: MutexName::machine(),
-            exclusive_key: None,
-            queue_time_limit: None,
-            run_time_limit: None,
-            grace: None,
-            labels: Labels::new(),
-        }
+        Spec { script_id: "a".parse().unwrap(), ..Spec::of_body("true", "bash") }
     }
 
     fn body(text: &str) -> What {

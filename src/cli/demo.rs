@@ -4,7 +4,6 @@ use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use bytes::Bytes;
 use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use jiff::Timestamp;
@@ -18,9 +17,9 @@ use super::timeline::{Lane, five_projects_problem};
 use crate::client::{Client, Heard};
 use crate::config::Directories;
 use crate::mutex::MutexName;
-use crate::script::{Isolation, Labels, ScriptId};
+use crate::script::{Isolation, Labels};
 use crate::snapshot::Snapshot;
-use crate::spec::{Spec, What};
+use crate::spec::Spec;
 
 /// How often the live picture is drawn.
 const FRAME: Duration = Duration::from_millis(100);
@@ -114,19 +113,10 @@ async fn play(client: &Client, pace: Duration) -> Result<Vec<Lane>, Failure> {
 fn project(name: &str, bypass: bool, time: Duration) -> Spec {
     let text = format!("sleep {}", time.as_secs_f64());
     Spec {
-        script_id: ScriptId::random(),
-        what: What::Body { text: Bytes::from(text), interpreter: "sh".to_owned() },
-        arguments: Vec::new(),
-        environment: [].into(),
-        files: Vec::new(),
-        working_directory: None,
         isolation: if bypass { Isolation::Shared { at_most: None } } else { Isolation::Exclusive },
         mutex: demo_mutex(),
-        exclusive_key: None,
-        queue_time_limit: None,
-        run_time_limit: None,
-        grace: None,
         labels: Labels::from([("project".to_owned(), name.to_owned())]),
+        ..Spec::of_body(text, "sh")
     }
 }
 

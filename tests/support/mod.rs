@@ -5,7 +5,6 @@
 #![allow(clippy::must_use_candidate, clippy::return_self_not_must_use, reason = "tests only")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on fails here")]
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::num::NonZeroU32;
@@ -16,9 +15,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use baton::client::{Client, ClientError, Following, Heard, connect};
-use baton::script::{Isolation, Labels, Outcome, OutcomeKind, Phase, ScriptId};
+use baton::script::{Isolation, Outcome, OutcomeKind, Phase, ScriptId};
 use baton::snapshot::Snapshot;
-use baton::spec::{Spec, What};
+use baton::spec::Spec;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
@@ -283,21 +282,7 @@ fn is_supervisor(pid: Pid) -> bool {
 
 /// A script that runs alone on this machine.
 pub fn spec(text: &str) -> Spec {
-    Spec {
-        script_id: ScriptId::random(),
-        what: What::Body { text: text.to_owned().into(), interpreter: "bash".to_owned() },
-        arguments: Vec::new(),
-        environment: BTreeMap::new(),
-        files: Vec::new(),
-        working_directory: None,
-        isolation: Isolation::Exclusive,
-        mutex: "machine".parse().unwrap(),
-        exclusive_key: None,
-        queue_time_limit: None,
-        run_time_limit: None,
-        grace: None,
-        labels: Labels::new(),
-    }
+    Spec::of_body(text.to_owned(), "bash")
 }
 
 /// A script that is about to be started.
