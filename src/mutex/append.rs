@@ -63,11 +63,14 @@ pub fn append(
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             other => other.map_err(AppendError::Input)?,
         };
+        // What was there before has no end of a line.
+        let known = pending.len();
         pending.extend_from_slice(&buffer[..length]);
         if length == 0 && !pending.is_empty() && !pending.ends_with(b"\n") {
             pending.push(b'\n');
         }
-        let whole = pending.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let end = pending[known..].iter().rposition(|byte| *byte == b'\n');
+        let whole = end.map_or(0, |end| known + end + 1);
         if whole > 0 {
             write_batch(root, wish, path, max_bytes, &pending[..whole])?;
             pending.drain(..whole);
