@@ -132,6 +132,7 @@ mod tests {
             patience: Patience::Unlimited,
             reason: String::new(),
             remind: Duration::from_mins(1),
+            is_told: false,
         }
     }
 

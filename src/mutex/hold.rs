@@ -4,41 +4,62 @@
 //! Hold::join ──► advance() ── Blocked ──► sleep on descriptors() ──► advance() … ── Held ──► release()
 //! ```
 //!
-//! Nothing here blocks but the guard of a line, so the caller may watch signals and time meanwhile.
+//! Nothing here blocks, so the caller may watch signals and time meanwhile. Not even joining does: a
+//! process that is stopped while it has the guard of a line keeps the line as it is, and the caller is
+//! told who that is.
 
-use std::fs::File;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-
-use jiff::Timestamp;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::time::{Duration, Instant};
 
 use super::deadlock::{self, Held};
-use super::line::{Claimant, Folder, Other, Party, Ticket};
-use super::os::{self, Waker};
-use super::{Claim, Mode, MutexError, MutexName, policy, status};
+use super::line::{Claimant, Folder, Party};
+use super::os::{self, Guard, Waker};
+use super::place::Place;
+use super::{Claim, Mode, MutexError, MutexName, locks, status};
 
-/// How many waiters ahead are named; the others are counted.
-pub const MAX_NAMED_AHEAD: usize = 16;
+/// How many holders, and how many waiters ahead, are named; the others are counted.
+pub const MAX_NAMED: usize = 16;
+/// How many may be ahead of a waiter that is told of each change of the line. Who is further back hears
+/// of it with the reminders: a line of thousands does not wake thousands at each of its steps.
+pub const MAX_FOLLOWED: usize = 32;
+/// How long a waiter that was told of a change is not woken for the next one: nobody reads faster.
+pub const TELL_INTERVAL: Duration = Duration::from_millis(250);
+/// How long the guard of a line may take: it is held for microseconds. After that its holder is named,
+/// and a patience that is shorter is over.
+pub const GUARD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Places in the lines of one or more mutexes, waiting or holding. Dropping it leaves the places to
 /// the processes that inherited them; [`Hold::release`] gives them back.
 #[derive(Debug)]
 pub struct Hold {
-    /// By name (rule 7).
-    places: Vec<Place>,
+    root: PathBuf,
+    line: Line,
     who: Claimant,
     waker: Waker,
-    first_wait: Option<FirstWait>,
+    /// Whether the caller tells how the lines change.
+    follow: bool,
+    /// Whether it was looked for a deadlock: once, when it has to wait.
+    is_checked: bool,
+    described_at: Option<Instant>,
+    /// Until when removals wake nobody.
+    muted_until: Option<Instant>,
 }
 
-/// What is done once, when a claim has to wait. Most claims never do.
 #[derive(Debug)]
-struct FirstWait {
-    root: PathBuf,
-    /// The folders to watch; none when nobody is told. A watcher costs many milliseconds when its
-    /// process ends.
-    follow: Vec<PathBuf>,
+enum Line {
+    /// Somebody has a guard; a thread waits for it.
+    Joining(Joining),
+    /// By name (rule 7).
+    Joined(Vec<Place>),
+}
+
+#[derive(Debug)]
+struct Joining {
+    since: Instant,
+    folders: Vec<(Claim, Folder)>,
+    joined: Receiver<Result<Vec<Place>, MutexError>>,
 }
 
 /// What a waiter is told.
@@ -48,48 +69,28 @@ pub struct Blocked {
     pub mutex: MutexName,
     /// The place in its line among those who wait: 1 is next.
     pub position: usize,
-    /// Those who may hold it now; at most [`MAX_NAMED_AHEAD`].
+    /// Those who may hold it now; at most [`MAX_NAMED`].
     pub holders: Vec<Party>,
-    /// Those who wait before, in order; at most [`MAX_NAMED_AHEAD`].
+    /// Those who wait before, in order; at most [`MAX_NAMED`].
     pub ahead: Vec<Party>,
     /// Whether baton's line is free and somebody else holds the plain OS lock.
     pub foreign: bool,
 }
 
 /// Where a hold stands.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Advance {
     /// All mutexes are held.
     Held,
-    /// It waits, for these. Look again when a descriptor is readable.
-    Blocked(Vec<Blocked>),
-}
-
-#[derive(Debug)]
-struct Place {
-    name: MutexName,
-    folder: Folder,
-    ticket: Ticket,
-    stage: Stage,
-    /// The inodes of the tickets that a sleeper already sleeps on.
-    slept_on: Vec<u64>,
-    /// Whether a sleeper sleeps on the open OS lock.
-    lock_is_slept_on: bool,
-}
-
-#[derive(Debug)]
-enum Stage {
-    /// Others are before it.
-    InLine,
-    /// The line allows it; somebody else has the plain OS lock.
-    AtLock(File),
-    /// It holds.
-    Held(File),
+    /// It waits, for those of [`Hold::blocked`].
+    Blocked,
+    /// It waits, and nothing is to be told.
+    NothingNew,
 }
 
 impl Hold {
-    /// Joins the lines of all claims at once (rule 7). With `follow` the hold wakes on each change
-    /// of a line, to tell about it, not only when it may go on.
+    /// Joins the lines of all claims at once (rule 7). With `follow` the hold wakes on changes of a
+    /// line, to tell about them, not only when it may go on.
     ///
     /// # Errors
     /// When a mutex folder can't be used. Then no place is taken.
@@ -105,24 +106,17 @@ impl Hold {
             .sort_by(|a, b| a.name.cmp(&b.name).then(strictness(a.mode).cmp(&strictness(b.mode))));
         claims.dedup_by(|later, earlier| later.name == earlier.name);
         let folders = claims
-            .iter()
-            .map(|claim| Folder::open(root, &claim.name))
+            .into_iter()
+            .map(|claim| Folder::open(root, &claim.name).map(|folder| (claim, folder)))
             .collect::<Result<Vec<_>, _>>()?;
-        let follow =
-            if follow { folders.iter().map(Folder::line_path).collect() } else { Vec::new() };
-        let first_wait = Some(FirstWait { root: root.to_owned(), follow });
         let waker = Waker::new()?;
-        let guards = folders.iter().map(Folder::guard).collect::<Result<Vec<_>, _>>()?;
-        let mut places = Vec::with_capacity(claims.len());
-        for ((claim, folder), guard) in claims.into_iter().zip(folders).zip(&guards) {
-            let ticket = folder.append(guard, claim.mode)?;
-            ticket.describe(guard, &who)?;
-            let (stage, slept_on) = (Stage::InLine, Vec::new());
-            let lock_is_slept_on = false;
-            let name = claim.name;
-            places.push(Place { name, folder, ticket, stage, slept_on, lock_is_slept_on });
-        }
-        Ok(Self { places, who, waker, first_wait })
+        let line = match take_places(&folders, &who, Folder::try_guard)? {
+            Some(places) => Line::Joined(places),
+            None => Line::Joining(Joining::start(folders, who.clone(), &waker)?),
+        };
+        let root = root.to_owned();
+        let (is_checked, described_at, muted_until) = (false, None, None);
+        Ok(Self { root, line, who, waker, follow, is_checked, described_at, muted_until })
     }
 
     /// Looks at the lines and goes as far as it can. Never blocks.
@@ -130,36 +124,78 @@ impl Hold {
     /// # Errors
     /// When a mutex folder can't be used any more, or it would wait for itself (rule 9).
     pub fn advance(&mut self) -> Result<Advance, MutexError> {
+        let may_go_on = self.waker.quiet();
+        self.muted_until = None;
+        match &self.line {
+            Line::Joining(joining) => match joining.joined.try_recv() {
+                Ok(places) => self.line = Line::Joined(places?),
+                Err(TryRecvError::Empty) if joining.since.elapsed() < GUARD_PATIENCE => {
+                    return Ok(Advance::NothingNew);
+                }
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => {
+                    return Ok(Advance::Blocked);
+                }
+            },
+            Line::Joined(_) if !may_go_on => {
+                let next = self.described_at.and_then(|at| at.checked_add(TELL_INTERVAL));
+                self.muted_until =
+                    next.filter(|next| self.waker.is_following() && Instant::now() < *next);
+                if self.muted_until.is_some() {
+                    return Ok(Advance::NothingNew);
+                }
+            }
+            Line::Joined(_) => {}
+        }
+        self.look_and_follow()
+    }
+
+    fn look_and_follow(&mut self) -> Result<Advance, MutexError> {
         let advance = self.look()?;
-        if matches!(advance, Advance::Held) {
+        if advance == Advance::Held {
             return Ok(advance);
         }
-        let Some(first_wait) = self.first_wait.take() else {
-            return Ok(advance);
-        };
-        self.refuse_deadlock(&first_wait.root)?;
-        if first_wait.follow.is_empty() {
+        if !self.is_checked {
+            self.is_checked = true;
+            self.refuse_deadlock()?;
+        }
+        let places = self.places();
+        let is_near = places.iter().all(|place| place.ahead() <= MAX_FOLLOWED);
+        if !self.follow || !is_near || self.waker.is_following() {
             return Ok(advance);
         }
         // Watched, then looked at again: a change in between is seen. The system may have no watcher
-        // left; then changes are told only when it may go on.
-        if self.waker.follow(&first_wait.follow).is_err() {
+        // left; then changes are told with the reminders, and when it may go on.
+        let folders: Vec<PathBuf> = places.iter().map(Place::line_path).collect();
+        if self.waker.follow(&folders).is_err() {
             return Ok(advance);
         }
         self.look()
     }
 
+    fn look(&mut self) -> Result<Advance, MutexError> {
+        let Line::Joined(places) = &mut self.line else {
+            return Ok(Advance::NothingNew);
+        };
+        let mut advance = Advance::Held;
+        for place in places {
+            if !place.advance(&mut self.who, &self.waker)? {
+                advance = Advance::Blocked;
+            }
+        }
+        Ok(advance)
+    }
+
     /// Rule 9. Only a claim that was made under others can close a cycle.
-    fn refuse_deadlock(&self, root: &Path) -> Result<(), MutexError> {
+    fn refuse_deadlock(&self) -> Result<(), MutexError> {
         if self.who.within.is_empty() {
             return Ok(());
         }
         let mine = self.tickets();
         let look = || {
-            let lines = status::names(root)?
+            let lines = status::names(&self.root)?
                 .iter()
                 // Lines that this user may not read can't be part of what it is told.
-                .filter_map(|name| status::status(root, name).ok())
+                .filter_map(|name| status::status(&self.root, name).ok())
                 .collect::<Vec<_>>();
             Ok(deadlock::cycle(&lines, &mine, &self.who.within))
         };
@@ -170,10 +206,35 @@ impl Hold {
         }
     }
 
+    /// Who is in the way, as far as the last look saw.
+    ///
+    /// # Errors
+    /// When a mutex folder can't be used any more.
+    pub fn blocked(&mut self) -> Result<Vec<Blocked>, MutexError> {
+        self.described_at = Some(Instant::now());
+        let mut blocked = Vec::new();
+        match &self.line {
+            Line::Joined(places) => {
+                for place in places {
+                    blocked.extend(place.blocked()?);
+                }
+            }
+            Line::Joining(joining) => blocked = joining.blocked()?,
+        }
+        Ok(blocked)
+    }
+
+    fn places(&self) -> &[Place] {
+        match &self.line {
+            Line::Joined(places) => places,
+            Line::Joining(_) => &[],
+        }
+    }
+
     /// Its tickets, by the names of their mutexes.
     pub fn tickets(&self) -> Vec<Held> {
-        let held = |place: &Place| Held { mutex: place.name.clone(), ticket: place.ticket.number };
-        self.places.iter().map(held).collect()
+        let held = |place: &Place| Held { mutex: place.name.clone(), ticket: place.number() };
+        self.places().iter().map(held).collect()
     }
 
     /// Its tickets and those that it was made under: what a protected command runs under.
@@ -181,24 +242,32 @@ impl Hold {
         self.who.within.iter().cloned().chain(self.tickets()).collect()
     }
 
-    fn look(&mut self) -> Result<Advance, MutexError> {
-        self.waker.quiet();
-        let mut blocked = Vec::new();
-        for place in &mut self.places {
-            blocked.extend(place.advance(&mut self.who, &self.waker)?);
-        }
-        if blocked.is_empty() { Ok(Advance::Held) } else { Ok(Advance::Blocked(blocked)) }
-    }
-
     /// Become readable when [`Hold::advance`] should be called.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.waker.descriptors()
+        self.waker.descriptors(self.muted_until.is_none())
+    }
+
+    /// When to call [`Hold::advance`] though no descriptor became readable.
+    pub fn look_again(&self) -> Option<Instant> {
+        match &self.line {
+            Line::Joined(_) => self.muted_until,
+            Line::Joining(_) => self.guard_deadline().filter(|deadline| Instant::now() < *deadline),
+        }
+    }
+
+    /// Until when the guard of a line is waited for, however short the patience; `None` when it has its
+    /// places.
+    pub fn guard_deadline(&self) -> Option<Instant> {
+        match &self.line {
+            Line::Joined(_) => None,
+            Line::Joining(joining) => joining.since.checked_add(GUARD_PATIENCE),
+        }
     }
 
     /// The fencing number of one of its mutexes (rule 1): greater than that of every holder before.
     pub fn fence(&self, name: &MutexName) -> Option<u64> {
-        let place = self.places.iter().find(|place| place.name == *name)?;
-        Some(place.ticket.number)
+        let place = self.places().iter().find(|place| place.name == *name)?;
+        Some(place.number())
     }
 
     /// Lets the programs that this process starts from now on keep the places alive (rule 6).
@@ -206,16 +275,10 @@ impl Hold {
     /// # Errors
     /// When a descriptor can't be changed.
     pub fn make_inheritable(&self) -> Result<(), MutexError> {
-        for place in &self.places {
-            let lock = match &place.stage {
-                Stage::Held(lock) | Stage::AtLock(lock) => Some(lock),
-                Stage::InLine => None,
-            };
-            for file in lock.into_iter().chain([&place.ticket.file]) {
-                os::make_inheritable(file).map_err(|source| MutexError::File {
-                    path: place.folder.os_lock_path(),
-                    source,
-                })?;
+        for place in self.places() {
+            for file in place.files() {
+                os::make_inheritable(file)
+                    .map_err(|source| MutexError::File { path: place.line_path(), source })?;
             }
         }
         Ok(())
@@ -226,12 +289,87 @@ impl Hold {
     /// # Errors
     /// The first that was met; the other places are given back all the same.
     pub fn release(self) -> Result<(), MutexError> {
-        let mut first = Ok(());
-        for place in self.places {
-            first = first.and(place.release());
+        match self.line {
+            Line::Joined(places) => release(places),
+            // Who takes the places there finds nobody who wants them.
+            Line::Joining(_) => Ok(()),
         }
-        first
     }
+}
+
+impl Joining {
+    /// Joins in a thread.
+    fn start(
+        folders: Vec<(Claim, Folder)>,
+        who: Claimant,
+        waker: &Waker,
+    ) -> Result<Self, MutexError> {
+        let (sender, joined) = channel();
+        let (bell, wanted) = (waker.bell()?, folders.clone());
+        os::sleeper(move || {
+            let places = take_places(&wanted, &who, |folder| folder.guard().map(Some));
+            if let Err(unwanted) = sender.send(places.map(Option::unwrap_or_default)) {
+                // Given up meanwhile; what can't be removed is dead all the same.
+                unwanted.0.map_or(Ok(()), release).unwrap_or_default();
+            }
+            bell.ring();
+        })?;
+        Ok(Self { since: Instant::now(), folders, joined })
+    }
+
+    /// Who sits in the guards.
+    fn blocked(&self) -> Result<Vec<Blocked>, MutexError> {
+        let mut blocked = Vec::new();
+        for (claim, folder) in &self.folders {
+            let sitters = locks::owners(&folder.guard_path())?.into_iter().map(|owner| Party {
+                who: Claimant {
+                    pid: owner.pid,
+                    command: owner.command,
+                    reason: "it stopped while it joined the line".to_owned(),
+                    ..Claimant::default()
+                },
+                exclusive: true,
+            });
+            let holders: Vec<Party> = sitters.collect();
+            if !holders.is_empty() {
+                let (mutex, ahead) = (claim.name.clone(), Vec::new());
+                blocked.push(Blocked { mutex, position: 1, holders, ahead, foreign: false });
+            }
+        }
+        Ok(blocked)
+    }
+}
+
+/// Takes the guards in the order of the names (rule 7), and a ticket in each line; `None` when a guard
+/// was not to be had.
+fn take_places(
+    folders: &[(Claim, Folder)],
+    who: &Claimant,
+    guard: impl Fn(&Folder) -> Result<Option<Guard>, MutexError>,
+) -> Result<Option<Vec<Place>>, MutexError> {
+    let mut guards = Vec::with_capacity(folders.len());
+    for (_, folder) in folders {
+        match guard(folder)? {
+            Some(guard) => guards.push(guard),
+            None => return Ok(None),
+        }
+    }
+    let mut places = Vec::with_capacity(folders.len());
+    for ((claim, folder), guard) in folders.iter().zip(&guards) {
+        match folder.append(guard, claim.mode, who) {
+            Ok(ticket) => places.push(Place::new(claim.name.clone(), folder.clone(), ticket)),
+            Err(error) => {
+                // All or none; what can't be removed is dead all the same.
+                release(places).unwrap_or_default();
+                return Err(error);
+            }
+        }
+    }
+    Ok(Some(places))
+}
+
+fn release(places: Vec<Place>) -> Result<(), MutexError> {
+    places.into_iter().map(Place::release).fold(Ok(()), Result::and)
 }
 
 fn strictness(mode: Mode) -> u32 {
@@ -242,122 +380,10 @@ fn strictness(mode: Mode) -> u32 {
     }
 }
 
-impl Place {
-    fn advance(
-        &mut self,
-        who: &mut Claimant,
-        waker: &Waker,
-    ) -> Result<Option<Blocked>, MutexError> {
-        if matches!(self.stage, Stage::InLine) {
-            let guard = self.folder.guard()?;
-            let ahead = self.folder.live_before(&guard, self.ticket.number)?;
-            let modes: Vec<Mode> = ahead.iter().map(|other| other.mode).collect();
-            let blockers = policy::blockers(&modes, self.ticket.mode);
-            if !blockers.is_empty() {
-                drop(guard);
-                let blocked = self.describe_line(&ahead, &modes);
-                self.sleep_on(ahead, &blockers, waker)?;
-                return Ok(Some(blocked));
-            }
-            who.holds_since.get_or_insert_with(Timestamp::now);
-            self.ticket.describe(&guard, who)?;
-            self.stage = Stage::AtLock(self.folder.open_os_lock()?);
-            drop(guard);
-        }
-        self.try_and_sleep(waker)
-    }
-
-    /// Tries the plain OS lock; sleeps on it when somebody else has it.
-    fn try_and_sleep(&mut self, waker: &Waker) -> Result<Option<Blocked>, MutexError> {
-        let blocked = self.try_os_lock()?;
-        if let (Some(_), Stage::AtLock(file)) = (&blocked, &self.stage)
-            && !self.lock_is_slept_on
-        {
-            let same_open_file = file.try_clone().map_err(MutexError::Wake)?;
-            waker.ring_when_locked(same_open_file, self.ticket.mode.is_exclusive())?;
-            self.lock_is_slept_on = true;
-        }
-        Ok(blocked)
-    }
-
-    /// Rules 5 and 8.
-    fn try_os_lock(&mut self) -> Result<Option<Blocked>, MutexError> {
-        let Stage::AtLock(file) = &self.stage else {
-            return Ok(None);
-        };
-        let path = self.folder.os_lock_path();
-        let failed = |source| MutexError::File { path: path.clone(), source };
-        let locked = if self.ticket.mode.is_exclusive() {
-            os::try_lock_exclusive(file)
-        } else {
-            os::try_lock_shared(file)
-        };
-        if !locked.map_err(failed)? {
-            return Ok(Some(Blocked {
-                mutex: self.name.clone(),
-                position: 1,
-                holders: Vec::new(),
-                ahead: Vec::new(),
-                foreign: true,
-            }));
-        }
-        if os::is_at(file, &path).map_err(failed)? {
-            self.stage = Stage::Held(file.try_clone().map_err(failed)?);
-            return Ok(None);
-        }
-        // A cleaner removed the file: what was locked is nobody's any more.
-        self.stage = Stage::AtLock(self.folder.open_os_lock()?);
-        self.lock_is_slept_on = false;
-        self.try_os_lock()
-    }
-
-    /// Starts a sleeper for each blocker that has none yet.
-    fn sleep_on(
-        &mut self,
-        ahead: Vec<Other>,
-        blockers: &[usize],
-        waker: &Waker,
-    ) -> Result<(), MutexError> {
-        for (place, other) in ahead.into_iter().enumerate() {
-            if !blockers.contains(&place) {
-                continue;
-            }
-            let inode = other.file.metadata().map_err(MutexError::Wake)?.ino();
-            if !self.slept_on.contains(&inode) {
-                waker.ring_when_locked(other.file, false)?;
-                self.slept_on.push(inode);
-            }
-        }
-        Ok(())
-    }
-
-    fn describe_line(&self, ahead: &[Other], modes: &[Mode]) -> Blocked {
-        let holding = policy::holding(modes);
-        let tell =
-            |other: &Other| Party { who: other.claimant(), exclusive: other.mode.is_exclusive() };
-        Blocked {
-            mutex: self.name.clone(),
-            position: ahead.len() - holding + 1,
-            holders: ahead[..holding].iter().take(MAX_NAMED_AHEAD).map(tell).collect(),
-            ahead: ahead[holding..].iter().take(MAX_NAMED_AHEAD).map(tell).collect(),
-            foreign: false,
-        }
-    }
-
-    /// First the OS lock, then the ticket: who wakes on the ticket finds the lock free.
-    fn release(self) -> Result<(), MutexError> {
-        let unlocked = match &self.stage {
-            Stage::Held(lock) | Stage::AtLock(lock) => os::unlock(lock),
-            Stage::InLine => Ok(()),
-        };
-        let path = self.folder.os_lock_path();
-        self.ticket.remove()?;
-        unlocked.map_err(|source| MutexError::File { path, source })
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     fn claim(name: &str, mode: Mode) -> Claim {
@@ -369,7 +395,7 @@ mod tests {
     }
 
     fn is_held(hold: &mut Hold) -> bool {
-        matches!(hold.advance().unwrap(), Advance::Held)
+        hold.advance().unwrap() == Advance::Held
     }
 
     /// Waits until the hold should look again.
@@ -424,8 +450,8 @@ mod tests {
         first.release().unwrap();
         assert!(os::try_lock_exclusive(&foreign).unwrap());
         let mut second = join(root.path(), &exclusive);
-        let Advance::Blocked(told) = second.advance().unwrap() else { panic!("not blocked") };
-        assert!(told[0].foreign);
+        assert_eq!(second.advance().unwrap(), Advance::Blocked);
+        assert!(second.blocked().unwrap()[0].foreign);
         drop(foreign);
         wake(&second);
         assert!(is_held(&mut second));

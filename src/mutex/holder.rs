@@ -64,6 +64,8 @@ pub struct Wish {
     pub reason: String,
     /// How often a wait is told again while nothing changes.
     pub remind: Duration,
+    /// Whether waits are told at all: who need not tell sleeps longer.
+    pub is_told: bool,
 }
 
 /// Takes the mutexes, runs the command, gives them back. `tell` hears who is in the way: at once, on
@@ -129,8 +131,8 @@ pub fn acquire(
     let within = deadlock::from_variable(&within);
     let reason = wish.reason.clone();
     let who = Claimant { reason, within, ..Claimant::this_process(what) };
-    let mut hold = Hold::join(root, &wish.claims, who, true)?;
-    match wait(&mut hold, wish.patience, wish.remind, &mut tell)? {
+    let mut hold = Hold::join(root, &wish.claims, who, wish.is_told)?;
+    match wait(&mut hold, wish, &mut tell)? {
         None => Ok(Ok(hold)),
         Some(busy) => {
             hold.release()?;
@@ -142,29 +144,38 @@ pub fn acquire(
 /// Waits until all mutexes are held; or returns who is in the way when the time is over.
 fn wait(
     hold: &mut Hold,
-    patience: Patience,
-    remind: Duration,
+    wish: &Wish,
     tell: &mut impl FnMut(&[Blocked]),
 ) -> Result<Option<Vec<Blocked>>, HolderError> {
-    let deadline = match patience {
+    let patience = match wish.patience {
         Patience::Unlimited => None,
         Patience::Limited(limit) => Instant::now().checked_add(limit),
         Patience::None => Some(Instant::now()),
     };
     let (mut told, mut reminder) = (Vec::new(), None);
-    while let Advance::Blocked(blocked) = hold.advance()? {
+    loop {
+        let advance = hold.advance()?;
+        if advance == Advance::Held {
+            return Ok(None);
+        }
         let now = Instant::now();
+        let deadline = patience.map(|patience| hold.guard_deadline().max(Some(patience)));
+        let deadline = deadline.flatten();
         if deadline.is_some_and(|deadline| now >= deadline) {
-            return Ok(Some(blocked));
+            return Ok(Some(hold.blocked()?));
         }
-        if blocked != told || reminder.is_some_and(|reminder| now >= reminder) {
-            tell(&blocked);
-            told = blocked;
-            reminder = now.checked_add(remind);
+        let is_due = reminder.is_some_and(|reminder| now >= reminder);
+        if wish.is_told && (advance == Advance::Blocked || is_due) {
+            let blocked = hold.blocked()?;
+            if is_due || blocked != told {
+                tell(&blocked);
+                told = blocked;
+                reminder = now.checked_add(wish.remind);
+            }
         }
-        sleep(hold, deadline.into_iter().chain(reminder).min())?;
+        let look_again = hold.look_again();
+        sleep(hold, deadline.into_iter().chain(reminder).chain(look_again).min())?;
     }
-    Ok(None)
 }
 
 /// The variable of a protected command that has the fencing number of its (first) mutex; with `_NAME`

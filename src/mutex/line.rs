@@ -1,10 +1,11 @@
 //! The line of one mutex on disk: its folder, its tickets, who is alive.
 //!
-//! Everything here that changes or reads the line is done while the caller holds the line's
-//! `Guard` (rules 1 and 2 of [`crate::mutex`]).
+//! Only joining needs the line's [`Guard`] (rule 1 of [`crate::mutex`]). Whoever has a ticket sees
+//! every ticket before it complete: it was made, and locked, under an earlier hold of the guard. So
+//! the line is looked at, and its dead are removed (rule 2), without it.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::num::NonZeroU32;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -81,11 +82,17 @@ pub(super) struct Folder {
 /// The mode of tickets, guard and counter: who may not join has nothing to read there either.
 const PRIVATE: u32 = 0o600;
 
+/// A ticket in a line, by its file's name. Whether it lives is not known yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) number: u64,
+    pub(super) mode: Mode,
+}
+
 /// A live ticket of somebody else.
 #[derive(Debug)]
 pub(super) struct Other {
-    pub(super) number: u64,
-    pub(super) mode: Mode,
+    pub(super) entry: Entry,
     /// Open, for its JSON and to sleep in its lock.
     pub(super) file: File,
 }
@@ -94,11 +101,17 @@ impl Other {
     /// What its owner wrote; a default when it can't be read.
     pub(super) fn claimant(&self) -> Claimant {
         let mut text = vec![0_u8; MAX_CLAIMANT_BYTES];
-        let length = self.file.read_at(&mut text, 0).unwrap_or(0);
-        serde_json::from_slice(text[..length].trim_ascii()).unwrap_or_default()
+        let mut read = || {
+            let length = self.file.read_at(&mut text, 0).unwrap_or(0);
+            serde_json::from_slice(text[..length].trim_ascii()).ok()
+        };
+        // Its owner may be writing just now.
+        (0..CLAIMANT_READS).find_map(|_| read()).unwrap_or_default()
     }
 }
 
+/// How often a ticket is read that makes no sense yet.
+const CLAIMANT_READS: u32 = 3;
 /// The longest line of JSON that is read back from a ticket.
 const MAX_CLAIMANT_BYTES: usize = 32 * 1024;
 
@@ -114,9 +127,19 @@ impl Folder {
         Ok(Self { path, lock_mode })
     }
 
-    /// Waits for the guard of the line.
+    /// The guard of the line; `None` when somebody else has it just now.
+    pub(super) fn try_guard(&self) -> Result<Option<Guard>, MutexError> {
+        Guard::try_lock(&self.guard_path(), PRIVATE)
+    }
+
+    /// Waits for the guard of the line: without a limit, so in a thread that may be left alone.
     pub(super) fn guard(&self) -> Result<Guard, MutexError> {
-        Guard::lock(&self.path.join("guard"), PRIVATE)
+        Guard::lock(&self.guard_path(), PRIVATE)
+    }
+
+    /// The guard's file.
+    pub(super) fn guard_path(&self) -> PathBuf {
+        self.path.join("guard")
     }
 
     /// The plain OS lock's path.
@@ -134,10 +157,15 @@ impl Folder {
         self.path.join("line")
     }
 
-    /// Puts a new ticket at the end of the line, locked (rules 1 and 2).
-    pub(super) fn append(&self, _guard: &Guard, mode: Mode) -> Result<Ticket, MutexError> {
-        let number = self.next_number()?;
-        let path = self.line_path().join(file_name(number, mode));
+    /// Puts a new ticket at the end of the line, locked (rules 1 and 2); or leaves nothing there.
+    pub(super) fn append(
+        &self,
+        _guard: &Guard,
+        mode: Mode,
+        who: &Claimant,
+    ) -> Result<Ticket, MutexError> {
+        let entry = Entry { number: self.next_number()?, mode };
+        let path = self.ticket_path(entry);
         let failed = |source| MutexError::File { path: path.clone(), source };
         let file = OpenOptions::new()
             .read(true)
@@ -147,29 +175,57 @@ impl Folder {
             .custom_flags(os::plain_flags())
             .open(&path)
             .map_err(failed)?;
-        // It is new and the guard is ours: nobody else can have it open.
-        match os::try_lock_exclusive(&file) {
-            Ok(true) => Ok(Ticket { number, mode, path, file }),
-            Ok(false) => Err(failed(io::ErrorKind::WouldBlock.into())),
-            Err(e) => Err(failed(e)),
+        // It is new: at most somebody looks whether it lives, for a moment.
+        os::lock_exclusive(&file).map_err(failed)?;
+        let ticket = Ticket { entry, path, file };
+        match ticket.describe(who) {
+            Ok(()) => Ok(ticket),
+            Err(error) => {
+                ticket.remove().unwrap_or_default();
+                Err(error)
+            }
         }
     }
 
-    /// The live tickets before `number`, in order. Removes the dead ones (rule 2).
-    pub(super) fn live_before(
-        &self,
-        _guard: &Guard,
-        number: u64,
-    ) -> Result<Vec<Other>, MutexError> {
-        let mut before = self.tickets()?;
-        before.retain(|(other, _, _)| *other < number);
-        let mut live = Vec::with_capacity(before.len());
-        for (number, mode, path) in before {
-            if let Some(file) = open_living(&path)? {
-                live.push(Other { number, mode, file });
-            }
+    /// The tickets before `number`, in order, dead ones among them.
+    pub(super) fn before(&self, number: u64) -> Result<Vec<Entry>, MutexError> {
+        let folder = self.line_path();
+        let failed = |source| MutexError::Folder { path: folder.clone(), source };
+        let mut entries = Vec::new();
+        for entry in std::fs::read_dir(&folder).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            // Other files are left alone.
+            let entry = name.to_str().and_then(parse_file_name);
+            entries.extend(entry.filter(|entry| entry.number < number));
         }
-        Ok(live)
+        entries.sort_unstable_by_key(|entry| entry.number);
+        Ok(entries)
+    }
+
+    /// A ticket before one's own if it lives; it is removed if it is dead (rule 2).
+    pub(super) fn living(&self, entry: Entry) -> Result<Option<Other>, MutexError> {
+        let living = self.look(entry)?;
+        if living.is_none() {
+            // Numbers are given once: no other ticket has this name.
+            remove(&self.ticket_path(entry))?;
+        }
+        Ok(living)
+    }
+
+    /// A ticket if it lives. Whoever has no place in the line removes nothing: a ticket may just be
+    /// made.
+    pub(super) fn look(&self, entry: Entry) -> Result<Option<Other>, MutexError> {
+        let path = self.ticket_path(entry);
+        let failed = |source| MutexError::File { path: path.clone(), source };
+        let opened = OpenOptions::new().read(true).custom_flags(os::plain_flags()).open(&path);
+        let file = match opened {
+            Ok(file) => file,
+            // Its owner removed it just now.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(failed(e)),
+        };
+        let is_dead = os::try_lock_shared(&file).map_err(failed)?;
+        Ok((!is_dead).then_some(Other { entry, file }))
     }
 
     /// One more than every number that was ever given out (rule 1).
@@ -179,46 +235,28 @@ impl Folder {
         let mut text = [0_u8; 20];
         let length = file.read_at(&mut text, 0).unwrap_or(0);
         let counted = std::str::from_utf8(&text[..length]).ok().and_then(|t| t.trim().parse().ok());
-        // A lost or damaged counter: no live ticket may be overtaken.
-        let in_line = self.tickets()?.last().map_or(0, |(number, _, _)| *number);
-        let next = counted.unwrap_or_else(first_number).max(in_line) + 1;
+        let last = match counted {
+            Some(last) => last,
+            // A lost or damaged counter: no live ticket may be overtaken.
+            None => self.before(u64::MAX)?.last().map_or(0, |e| e.number).max(first_number()),
+        };
+        let next = last + 1;
         file.write_all_at(format!("{next:020}").as_bytes(), 0)
             .map_err(|source| MutexError::File { path, source })?;
         Ok(next)
     }
 
-    /// All tickets by number: the number, the mode, the path. Other files are left alone.
-    fn tickets(&self) -> Result<Vec<(u64, Mode, PathBuf)>, MutexError> {
-        let folder = self.line_path();
-        let failed = |source| MutexError::Folder { path: folder.clone(), source };
-        let mut tickets = Vec::new();
-        for entry in std::fs::read_dir(&folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if let Some((number, mode)) = entry.file_name().to_str().and_then(parse_file_name) {
-                tickets.push((number, mode, entry.path()));
-            }
-        }
-        tickets.sort_unstable_by_key(|(number, _, _)| *number);
-        Ok(tickets)
+    fn ticket_path(&self, entry: Entry) -> PathBuf {
+        self.line_path().join(file_name(entry))
     }
 }
 
-/// Opens a ticket that lives; removes one that is dead.
-fn open_living(path: &Path) -> Result<Option<File>, MutexError> {
-    let failed = |source| MutexError::File { path: path.to_owned(), source };
-    let opened = OpenOptions::new().read(true).custom_flags(os::plain_flags()).open(path);
-    let file = match opened {
-        Ok(file) => file,
-        // Its owner removed it just now.
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(failed(e)),
-    };
-    if !os::try_lock_shared(&file).map_err(failed)? {
-        return Ok(Some(file));
-    }
+fn remove(path: &Path) -> Result<(), MutexError> {
     match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(e)),
-        _ => Ok(None),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(MutexError::File { path: path.to_owned(), source: e })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -226,32 +264,28 @@ fn open_living(path: &Path) -> Result<Option<File>, MutexError> {
 /// its descriptor is gone (rule 6).
 #[derive(Debug)]
 pub(super) struct Ticket {
-    pub(super) number: u64,
-    pub(super) mode: Mode,
+    pub(super) entry: Entry,
     path: PathBuf,
     pub(super) file: File,
 }
 
 impl Ticket {
     /// Writes who keeps the ticket.
-    pub(super) fn describe(&self, _guard: &Guard, who: &Claimant) -> Result<(), MutexError> {
+    pub(super) fn describe(&self, who: &Claimant) -> Result<(), MutexError> {
         let failed = |source| MutexError::File { path: self.path.clone(), source };
         let mut line = serde_json::to_vec(who).map_err(|e| failed(e.into()))?;
         line.push(b'\n');
         // Only grows: a reader that comes after sees one whole line.
-        self.file.write_all_at(&line, 0).map_err(failed)?;
-        (&self.file).flush().map_err(failed)
+        self.file.write_all_at(&line, 0).map_err(failed)
     }
 
     /// Leaves the line.
     pub(super) fn remove(self) -> Result<(), MutexError> {
-        let failed = |source| MutexError::File { path: self.path.clone(), source };
-        match std::fs::remove_file(&self.path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
-            _ => {}
-        }
+        let removed = remove(&self.path);
         // Explicitly: a straggler that inherited the descriptor holds nothing.
-        os::unlock(&self.file).map_err(failed)
+        let unlocked = os::unlock(&self.file);
+        removed?;
+        unlocked.map_err(|source| MutexError::File { path: self.path, source })
     }
 }
 
@@ -262,7 +296,7 @@ fn first_number() -> u64 {
     u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0)
 }
 
-fn file_name(number: u64, mode: Mode) -> String {
+fn file_name(Entry { number, mode }: Entry) -> String {
     match mode {
         Mode::Exclusive => format!("{number:010}.x"),
         Mode::Shared => format!("{number:010}.s"),
@@ -270,14 +304,14 @@ fn file_name(number: u64, mode: Mode) -> String {
     }
 }
 
-fn parse_file_name(name: &str) -> Option<(u64, Mode)> {
+fn parse_file_name(name: &str) -> Option<Entry> {
     let (number, mode) = name.split_once('.')?;
     let mode = match mode {
         "x" => Mode::Exclusive,
         "s" => Mode::Shared,
         counted => Mode::AtMost(counted.strip_prefix('s')?.parse::<NonZeroU32>().ok()?),
     };
-    Some((number.parse().ok()?, mode))
+    Some(Entry { number: number.parse().ok()?, mode })
 }
 
 #[cfg(test)]
@@ -290,12 +324,18 @@ mod tests {
         (root, folder)
     }
 
+    fn append(folder: &Folder, mode: Mode) -> Ticket {
+        let who = Claimant::this_process("test".to_owned());
+        folder.append(&folder.guard().unwrap(), mode, &who).unwrap()
+    }
+
     #[test]
     fn a_ticket_s_file_name_says_number_and_mode() {
         let at_most = Mode::AtMost(NonZeroU32::new(12).unwrap());
         for mode in [Mode::Exclusive, Mode::Shared, at_most] {
-            let name = file_name(4_294_967_296_000, mode);
-            assert_eq!(parse_file_name(&name), Some((4_294_967_296_000, mode)), "{name}");
+            let entry = Entry { number: 4_294_967_296_000, mode };
+            let name = file_name(entry);
+            assert_eq!(parse_file_name(&name), Some(entry), "{name}");
         }
         for strange in ["1", "1.y", "1.s0", "x.s", ".x", "1.x.tmp"] {
             assert_eq!(parse_file_name(strange), None, "{strange}");
@@ -305,17 +345,16 @@ mod tests {
     #[test]
     fn rule_1_numbers_only_grow() {
         let (_root, folder) = folder();
-        let guard = folder.guard().unwrap();
-        let first = folder.append(&guard, Mode::Exclusive).unwrap();
-        let number = first.number;
+        let first = append(&folder, Mode::Exclusive);
+        let number = first.entry.number;
         first.remove().unwrap();
-        assert_eq!(folder.append(&guard, Mode::Shared).unwrap().number, number + 1);
+        assert_eq!(append(&folder, Mode::Shared).entry.number, number + 1);
     }
 
     #[test]
     fn rule_1_numbers_grow_also_when_the_folder_was_lost() {
         let (root, folder) = folder();
-        let number = folder.append(&folder.guard().unwrap(), Mode::Exclusive).unwrap().number;
+        let number = append(&folder, Mode::Exclusive).entry.number;
         let before = first_number();
         std::fs::remove_dir_all(root.path().join("log")).unwrap();
         // The clock's next millisecond: numbers are compared across restarts, not within one.
@@ -323,43 +362,44 @@ mod tests {
             std::hint::spin_loop();
         }
         let again = Folder::open(root.path(), &"log".parse().unwrap()).unwrap();
-        let ticket = again.append(&again.guard().unwrap(), Mode::Exclusive).unwrap();
-        assert!(ticket.number > number, "{} after {number}", ticket.number);
+        let ticket = append(&again, Mode::Exclusive);
+        assert!(ticket.entry.number > number, "{} after {number}", ticket.entry.number);
     }
 
     #[test]
-    fn rule_1_a_lost_counter_overtakes_no_live_ticket() {
+    fn rule_1_a_lost_or_damaged_counter_overtakes_no_live_ticket() {
         let (_root, folder) = folder();
-        let guard = folder.guard().unwrap();
-        let live = folder.append(&guard, Mode::Exclusive).unwrap();
-        std::fs::remove_file(folder.path.join("next")).unwrap();
-        assert!(folder.append(&guard, Mode::Exclusive).unwrap().number > live.number);
+        let live = append(&folder, Mode::Exclusive);
+        let counter = folder.path.join("next");
+        std::fs::remove_file(&counter).unwrap();
+        let next = append(&folder, Mode::Exclusive);
+        assert!(next.entry.number > live.entry.number);
+        OpenOptions::new().write(true).truncate(true).open(&counter).unwrap();
+        assert!(append(&folder, Mode::Exclusive).entry.number > next.entry.number);
     }
 
     #[test]
     fn rule_2_a_dead_ticket_is_removed_and_a_live_one_is_not() {
         let (_root, folder) = folder();
-        let guard = folder.guard().unwrap();
-        let live = folder.append(&guard, Mode::Exclusive).unwrap();
-        let dead = folder.append(&guard, Mode::Exclusive).unwrap();
-        let dead_path = dead.path.clone();
+        let (live, dead) = (append(&folder, Mode::Exclusive), append(&folder, Mode::Exclusive));
+        let (dead_path, dead_entry) = (dead.path.clone(), dead.entry);
         drop(dead);
-        assert_eq!(folder.live_before(&guard, u64::MAX).unwrap().len(), 1);
-        assert!(live.path.exists());
-        assert!(!dead_path.exists());
+        assert!(folder.look(dead_entry).unwrap().is_none() && dead_path.exists());
+        assert!(folder.living(dead_entry).unwrap().is_none() && !dead_path.exists());
+        assert!(folder.living(live.entry).unwrap().is_some() && live.path.exists());
+        assert_eq!(folder.before(u64::MAX).unwrap(), [live.entry]);
+        assert_eq!(folder.before(live.entry.number).unwrap(), []);
     }
 
     #[test]
     fn a_ticket_says_who_keeps_it() {
         let (_root, folder) = folder();
-        let guard = folder.guard().unwrap();
-        let ticket = folder.append(&guard, Mode::Exclusive).unwrap();
+        let ticket = append(&folder, Mode::Exclusive);
         let mut who = Claimant::this_process("make it so".to_owned());
-        ticket.describe(&guard, &who).unwrap();
+        ticket.describe(&who).unwrap();
         who.holds_since = Some(who.waits_since);
-        ticket.describe(&guard, &who).unwrap();
-        let seen = folder.live_before(&guard, u64::MAX).unwrap();
-        assert_eq!(seen[0].claimant(), who);
+        ticket.describe(&who).unwrap();
+        assert_eq!(folder.look(ticket.entry).unwrap().unwrap().claimant(), who);
     }
 
     #[test]

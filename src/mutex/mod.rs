@@ -14,8 +14,8 @@
 //!
 //! 1. Numbers are given under `guard` and only grow, also when the folder was lost in between: the
 //!    order of the line is their order, and a holder's number is its fencing number.
-//! 2. Who waits or holds keeps its ticket locked. A ticket whose lock can be had is dead; who finds
-//!    it removes it, under `guard`. A ticket's owner may remove its own at any time.
+//! 2. Who waits or holds keeps its ticket locked, from before the guard is given back. A ticket whose
+//!    lock can be had is dead; whoever stands behind it removes it. Only joining needs the guard.
 //! 3. Each claim has a limit: how many may hold while it does (exclusive 1, at most N: N, shared: no
 //!    limit). A claim may hold when fewer live claims are before it than the smallest limit among
 //!    them and itself ([`policy`]). So nobody overtakes, and an allowed claim stays allowed.
@@ -28,9 +28,8 @@
 //!    so a straggler holds nothing.
 //! 7. Several names are joined at once, all guards held in the order of the names: two claims that
 //!    share names meet them in the same order and can't wait for each other.
-//! 8. Nothing in a mutex folder is removed but dead tickets; after taking `os.lock` its inode is
-//!    compared with the path's, so a file that a cleaner removed is noticed.
-//!
+//! 8. Nothing in a mutex folder is removed but dead tickets; after taking `os.lock` or `guard` its
+//!    inode is compared with the path's, so a file that a cleaner removed is noticed.
 //! 9. A claim that would wait, in the end, for itself is refused ([`deadlock`]).
 //!
 //! What it does not do: break a hold.
@@ -40,9 +39,11 @@ pub mod deadlock;
 pub mod hold;
 pub mod holder;
 pub mod line;
+pub mod locks;
 pub mod name;
 pub mod once;
 pub mod os;
+mod place;
 pub mod policy;
 pub mod status;
 

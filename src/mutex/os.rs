@@ -71,13 +71,51 @@ pub(super) fn plain_flags() -> i32 {
 pub(super) struct Guard(#[expect(dead_code, reason = "held for its Drop")] NamedLockGuard);
 
 impl Guard {
-    /// Waits for the guard file `path`.
+    /// Takes the guard file `path`; `None` when somebody else has it.
+    pub(super) fn try_lock(path: &Path, mode: u32) -> Result<Option<Self>, MutexError> {
+        Self::take(path, mode, NamedLock::try_lock)
+    }
+
+    /// Waits for the guard file `path`: without a limit, so in a thread that may be left alone.
     pub(super) fn lock(path: &Path, mode: u32) -> Result<Self, MutexError> {
+        loop {
+            if let Some(guard) = Self::take(path, mode, NamedLock::lock)? {
+                return Ok(guard);
+            }
+        }
+    }
+
+    fn take(
+        path: &Path,
+        mode: u32,
+        lock: impl Fn(&NamedLock) -> named_lock::Result<NamedLockGuard>,
+    ) -> Result<Option<Self>, MutexError> {
         // named-lock would make the file 0644 and hang on a pipe: check, and make it first.
-        drop(open_plain(path, mode)?);
+        let before = plain_file_id(path, mode)?;
         let failed = |source| MutexError::Guard { path: path.to_owned(), source };
-        let lock = NamedLock::with_path(path).map_err(failed)?;
-        lock.lock().map(Self).map_err(failed)
+        let named = NamedLock::with_path(path).map_err(failed)?;
+        match lock(&named) {
+            // A cleaner removed the file: what was locked guards nothing any more.
+            Ok(_) if plain_file_id(path, mode)? != before => Ok(None),
+            Ok(guard) => Ok(Some(Self(guard))),
+            Err(named_lock::Error::WouldBlock) => Ok(None),
+            Err(source) => Err(failed(source)),
+        }
+    }
+}
+
+/// Which file is at `path`; it is made with `mode` if need be.
+fn plain_file_id(path: &Path, mode: u32) -> Result<(u64, u64), MutexError> {
+    let failed = |source| MutexError::File { path: path.to_owned(), source };
+    let found = match path.symlink_metadata() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => open_plain(path, mode)?.metadata(),
+        other => other,
+    };
+    let found = found.map_err(failed)?;
+    if found.is_file() {
+        Ok((found.dev(), found.ino()))
+    } else {
+        Err(MutexError::Strange { path: path.to_owned(), expected: "file" })
     }
 }
 
@@ -153,8 +191,8 @@ pub(super) struct Waker {
     removals: Option<OwnedFd>,
 }
 
-/// A sleeper only waits in one system call.
-const SLEEPER_STACK_BYTES: usize = 64 * 1024;
+/// A sleeper mostly waits in one system call.
+const SLEEPER_STACK_BYTES: usize = 256 * 1024;
 
 impl Waker {
     /// A waker that only sleepers ring.
@@ -176,37 +214,65 @@ impl Waker {
         Ok(())
     }
 
-    /// The descriptors that become readable.
-    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        [Some(&self.bell), self.removals.as_ref()].into_iter().flatten().map(AsFd::as_fd)
+    /// Whether it follows removals.
+    pub(super) fn is_following(&self) -> bool {
+        self.removals.is_some()
     }
 
-    /// Forgets what rang so far. Call it before looking, so that nothing is missed.
-    pub(super) fn quiet(&self) {
-        let mut bytes = [0_u8; 4096];
-        for descriptor in self.descriptors() {
+    /// The descriptors that become readable; with `removals` those that tell about them too.
+    pub(super) fn descriptors(&self, removals: bool) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let removals = self.removals.as_ref().filter(|_| removals);
+        [Some(&self.bell), removals].into_iter().flatten().map(AsFd::as_fd)
+    }
+
+    /// Forgets what rang so far; says whether a sleeper did. Call it before looking, so that nothing is
+    /// missed.
+    pub(super) fn quiet(&self) -> bool {
+        if let Some(removals) = &self.removals {
+            let mut events = [0_u8; 4096];
             // An empty one says EAGAIN; there is nothing else to do about it.
-            while rustix::io::read(descriptor, &mut bytes).is_ok_and(|read| read == bytes.len()) {}
+            while rustix::io::read(removals, &mut events).is_ok_and(|read| read > 0) {}
         }
+        rustix::io::read(&self.bell, &mut [0_u8; 8]).is_ok()
+    }
+
+    /// What rings this waker.
+    pub(super) fn bell(&self) -> Result<Bell, MutexError> {
+        self.bell.try_clone().map(Bell).map_err(MutexError::Wake)
     }
 
     /// Starts a thread that sleeps until the lock of `file` can be had, then rings and closes
     /// `file`. When the caller has the same open file, the lock stays with it.
     pub(super) fn ring_when_locked(&self, file: File, exclusive: bool) -> Result<(), MutexError> {
-        let bell = self.bell.try_clone().map_err(MutexError::Wake)?;
-        let sleep = move || {
+        let bell = self.bell()?;
+        sleeper(move || {
             // An error wakes as well: the waiter looks again and meets it there.
             lock_blocking(&file, exclusive).unwrap_or_default();
             drop(file);
-            rustix::io::write(&bell, &1_u64.to_ne_bytes()).unwrap_or_default();
-        };
-        std::thread::Builder::new()
-            .name("sleeper".to_owned())
-            .stack_size(SLEEPER_STACK_BYTES)
-            .spawn(sleep)
-            .map(drop)
-            .map_err(MutexError::Wake)
+            bell.ring();
+        })
     }
+}
+
+/// Rings a [`Waker`].
+#[derive(Debug)]
+pub(super) struct Bell(OwnedFd);
+
+impl Bell {
+    /// Wakes who sleeps, or is about to.
+    pub(super) fn ring(&self) {
+        rustix::io::write(&self.0, &1_u64.to_ne_bytes()).unwrap_or_default();
+    }
+}
+
+/// Starts a thread that mostly sleeps in one system call, and may be left there.
+pub(super) fn sleeper(sleep: impl FnOnce() + Send + 'static) -> Result<(), MutexError> {
+    std::thread::Builder::new()
+        .name("sleeper".to_owned())
+        .stack_size(SLEEPER_STACK_BYTES)
+        .spawn(sleep)
+        .map(drop)
+        .map_err(MutexError::Wake)
 }
 
 /// Whether this process was started with a signal ignored, by nohup say.

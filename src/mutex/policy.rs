@@ -70,6 +70,37 @@ pub fn blockers(ahead: &[Mode], own: Mode) -> Vec<usize> {
     blockers
 }
 
+/// [`blockers`] among those of `ahead` that live. Whether a claim lives costs a look at it, so `lives` is
+/// asked about as few as possible: behind a thousand waiters an exclusive claim asks about the last one.
+///
+/// # Errors
+/// What `lives` says.
+pub fn living_blockers<E>(
+    ahead: &[Mode],
+    own: Mode,
+    mut lives: impl FnMut(usize) -> Result<bool, E>,
+) -> Result<Vec<usize>, E> {
+    let mut order: Vec<usize> = (0..ahead.len()).rev().collect();
+    if !own.is_exclusive() {
+        // The strictest first, of equal ones the last: what blocks is met early.
+        order.sort_by_key(|place| ahead[*place].limit());
+    }
+    let (mut living, mut smallest) = (Vec::new(), own.limit());
+    for (asked, place) in order.iter().enumerate() {
+        let limit = smallest.min(ahead[*place].limit());
+        if living.len() >= smallest || living.len() + (order.len() - asked) < limit {
+            break;
+        }
+        if lives(*place)? {
+            living.push(*place);
+            smallest = limit;
+        }
+    }
+    living.sort_unstable();
+    let modes: Vec<Mode> = living.iter().map(|place| ahead[*place]).collect();
+    Ok(blockers(&modes, own).into_iter().map(|place| living[place]).collect())
+}
+
 /// The claims before a place in the line, as far as the rule needs them: for walking a long line
 /// once.
 #[derive(Debug, Clone, Copy)]
@@ -179,6 +210,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn few_are_asked_whether_they_live() {
+        let asked = |ahead: &str, own| {
+            let mut asked = Vec::new();
+            let lives = |place| {
+                asked.push(place);
+                Ok::<_, ()>(true)
+            };
+            living_blockers(&line(ahead), mode(own), lives).unwrap();
+            asked
+        };
+        assert_eq!(asked("xxxxxxxx", 'x'), [7]);
+        assert_eq!(asked("xsssssss", 'x'), [7]);
+        assert_eq!(asked("xsssssss", 's'), [0]);
+        assert_eq!(asked("ssssssss", '2'), [7, 6]);
+        assert!(asked("ssssssss", 's').is_empty());
+        assert!(asked("ss", '3').is_empty());
+    }
+
     fn any_line() -> impl Strategy<Value = Vec<Mode>> {
         let one = prop_oneof![
             2 => Just(Mode::Exclusive),
@@ -205,6 +255,20 @@ mod tests {
             if more <= line.len() {
                 prop_assert!(line[..more].iter().any(|m| m.limit() < more));
             }
+        }
+
+        #[test]
+        fn living_blockers_are_those_of_the_living(line in any_line(), dead in any::<u16>()) {
+            let (own, ahead) = line.split_last().unwrap();
+            let lives = |place: usize| dead >> place & 1 == 0;
+            let living: Vec<usize> = (0..ahead.len()).filter(|place| lives(*place)).collect();
+            let modes: Vec<Mode> = living.iter().map(|place| ahead[*place]).collect();
+            let found = living_blockers(ahead, *own, |place| Ok::<_, ()>(lives(place))).unwrap();
+            prop_assert_eq!(found.is_empty(), blockers(&modes, *own).is_empty());
+            prop_assert!(found.iter().all(|place| lives(*place)));
+            // Rule 4: nothing helps while these live.
+            let held_up: Vec<Mode> = found.iter().map(|place| ahead[*place]).collect();
+            prop_assert_eq!(found.is_empty(), blockers(&held_up, *own).is_empty());
         }
 
         #[test]

@@ -1,15 +1,14 @@
 //! Looking at the lines without taking part: who holds, who waits, and who has the plain OS lock
 //! without baton.
 //!
-//! It never changes an order: it takes the guard as a claim does, and removes dead tickets as any
-//! claim would (rule 2 of [`crate::mutex`]).
+//! It changes nothing and waits for nobody, not even for the guard of a line.
 
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::deadlock::Held;
 use super::line::{Claimant, Folder};
+use super::locks::{self, LockOwner};
 use super::{Claim, Mode, MutexError, MutexName, policy};
 
 /// How a mutex stands.
@@ -22,7 +21,7 @@ pub struct Status {
     /// How many of them, from the front on, hold it.
     pub holding: usize,
     /// Who has the plain OS lock without being in the line.
-    pub foreign: Vec<Foreign>,
+    pub foreign: Vec<LockOwner>,
 }
 
 /// Somebody in a line.
@@ -34,17 +33,6 @@ pub struct Standing {
     pub mode: Mode,
     /// Who it is.
     pub who: Claimant,
-}
-
-/// A process that has the plain OS lock without baton.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Foreign {
-    /// The process that took the lock; it may have left it to a child.
-    pub pid: u32,
-    /// Its command line; empty when it has ended.
-    pub command: String,
-    /// Whether it has it alone.
-    pub exclusive: bool,
 }
 
 impl Status {
@@ -95,17 +83,15 @@ pub fn status(root: &Path, name: &MutexName) -> Result<Status, MutexError> {
         return Ok(status);
     }
     let folder = Folder::open(root, name)?;
-    let others = {
-        let guard = folder.guard()?;
-        folder.live_before(&guard, u64::MAX)?
-    };
-    status.line = others
-        .iter()
-        .map(|other| Standing { ticket: other.number, mode: other.mode, who: other.claimant() })
-        .collect();
-    let modes: Vec<Mode> = others.iter().map(|other| other.mode).collect();
+    for entry in folder.before(u64::MAX)? {
+        if let Some(living) = folder.look(entry)? {
+            let (ticket, mode, who) = (entry.number, entry.mode, living.claimant());
+            status.line.push(Standing { ticket, mode, who });
+        }
+    }
+    let modes: Vec<Mode> = status.line.iter().map(|standing| standing.mode).collect();
     status.holding = policy::holding(&modes);
-    let locks = locks_of(&folder.os_lock_path())?;
+    let locks = locks::owners(&folder.os_lock_path())?;
     status.foreign = locks
         .into_iter()
         .filter(|lock| !status.line.iter().any(|s| s.who.pid == lock.pid))
@@ -153,47 +139,10 @@ pub fn os_lock_path(root: &Path, name: &MutexName) -> Result<PathBuf, MutexError
     Ok(folder.os_lock_path())
 }
 
-/// Who has a lock on a file, by the kernel's list.
-fn locks_of(path: &Path) -> Result<Vec<Foreign>, MutexError> {
-    let failed = |source| MutexError::File { path: path.to_owned(), source };
-    let inode = match path.symlink_metadata() {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(failed)?.ino(),
-    };
-    let list = std::fs::read_to_string("/proc/locks").map_err(failed)?;
-    Ok(list.lines().filter_map(|line| parse_lock(line, inode)).collect())
-}
-
-/// A line such as `3: FLOCK  ADVISORY  WRITE 7104 fe:00:2102 0 EOF`. Those who wait have `->`.
-fn parse_lock(line: &str, inode: u64) -> Option<Foreign> {
-    let fields: Vec<&str> = line.split_whitespace().collect();
-    let [_, "FLOCK", _, access, pid, file, ..] = fields.as_slice() else {
-        return None;
-    };
-    if file.rsplit(':').next()?.parse() != Ok(inode) {
-        return None;
-    }
-    let pid: u32 = pid.parse().ok()?;
-    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-    let command = crate::text::shorten(words.join(" ").trim_end(), 80);
-    Some(Foreign { pid, command, exclusive: *access == "WRITE" })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::mutex::{Advance, Claim, Hold, os};
-
-    #[test]
-    fn a_line_of_the_kernel_s_list_is_read_and_others_are_not() {
-        let line = "3: FLOCK  ADVISORY  WRITE 1 fe:00:2102 0 EOF";
-        let found = parse_lock(line, 2102).unwrap();
-        assert_eq!((found.pid, found.exclusive), (1, true));
-        assert_eq!(parse_lock(line, 2103), None);
-        assert_eq!(parse_lock("3: -> FLOCK  ADVISORY  WRITE 1 fe:00:2102 0 EOF", 2102), None);
-        assert_eq!(parse_lock("4: POSIX  ADVISORY  WRITE 1 fe:00:2102 0 EOF", 2102), None);
-    }
 
     #[test]
     fn holders_waiters_and_outsiders_are_told_apart() {
@@ -203,7 +152,7 @@ mod tests {
         let join = |mode, what: &str| {
             let who = Claimant::this_process(what.to_owned());
             let mut place = Hold::join(root.path(), &claim(mode), who, false).unwrap();
-            let held = matches!(place.advance().unwrap(), Advance::Held);
+            let held = place.advance().unwrap() == Advance::Held;
             (place, held)
         };
         assert!(status(root.path(), &name).unwrap().is_free());

@@ -33,14 +33,17 @@ impl Supervision {
             }
             match advance {
                 Advance::Held => return Ok(Waited::Held(Box::new(hold))),
-                Advance::Blocked(blocked) if blocked != told => {
-                    self.tell(&Report::Waiting { blocked: blocked.clone() });
-                    told = blocked;
+                Advance::Blocked => {
+                    let blocked = hold.blocked()?;
+                    if blocked != told {
+                        self.tell(&Report::Waiting { blocked: blocked.clone() });
+                        told = blocked;
+                    }
                 }
-                Advance::Blocked(_) => {}
+                Advance::NothingNew => {}
             }
             let descriptors: Vec<BorrowedFd<'_>> = hold.descriptors().collect();
-            self.sleep(&descriptors, deadline)?;
+            self.sleep(&descriptors, deadline.into_iter().chain(hold.look_again()).min())?;
         }
     }
 

@@ -51,13 +51,9 @@ pub(super) struct OnceArgs {
 
 pub(super) fn once(args: &OnceArgs, root: &Path) -> Result<ExitCode, Failure> {
     let patience = args.timeout.map_or(Patience::Unlimited, Patience::Limited);
-    let (reason, remind) = (String::new(), Duration::from_mins(1));
-    let wish = Wish { claims: vec![once::claim(&args.key)], patience, reason, remind };
-    let tell = |blocked: &[Blocked]| {
-        if !args.quiet {
-            complain(&format!("baton: {}", describe(blocked)));
-        }
-    };
+    let (reason, remind, is_told) = (String::new(), Duration::from_mins(1), !args.quiet);
+    let wish = Wish { claims: vec![once::claim(&args.key)], patience, reason, remind, is_told };
+    let tell = |blocked: &[Blocked]| complain(&format!("baton: {}", describe(blocked)));
     let Some((program, arguments)) = args.command.split_first() else {
         return match once::reset(root, &args.key, &wish, tell)? {
             None => Ok(ExitCode::SUCCESS),

@@ -87,12 +87,9 @@ pub(super) fn run(args: &RunArgs, root: &Path) -> Result<ExitCode, Failure> {
     };
     let mut process = Command::new(&command[0]);
     process.args(&command[1..]).env("BATON_MUTEX_DIR", root);
-    let tell = |blocked: &[Blocked]| {
-        if !args.quiet {
-            complain(&format!("baton: {}", describe(blocked)));
-        }
-    };
-    let wish = Wish { claims, patience, reason: args.reason.clone(), remind: args.remind };
+    let tell = |blocked: &[Blocked]| complain(&format!("baton: {}", describe(blocked)));
+    let (reason, remind, is_told) = (args.reason.clone(), args.remind, !args.quiet);
+    let wish = Wish { claims, patience, reason, remind, is_told };
     let ran = match holder::run(root, &wish, &mut process, tell) {
         Err(HolderError::Mutex(error @ MutexError::Deadlock(_))) => {
             let failure = Failure::new(args.conflict_exit_code, error);

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use crate::cli::failure::{Failure, code};
 use crate::cli::screen::{write_json, write_out};
 use crate::cli::show::{self, Table};
-use crate::mutex::status::{self, Foreign, Standing, Status};
+use crate::mutex::locks::LockOwner;
+use crate::mutex::status::{self, Standing, Status};
 use crate::mutex::{Mode, MutexError, MutexName, Party};
 use crate::snapshot;
 
@@ -84,7 +85,7 @@ fn row(name: &str, state: String, standing: &Standing) -> Vec<String> {
     vec![name.to_owned(), state, for_how_long, mode, ticket.to_string(), who]
 }
 
-fn outsider(foreign: &Foreign) -> String {
+fn outsider(foreign: &LockOwner) -> String {
     let command = if foreign.command.is_empty() { "ended" } else { &foreign.command };
     format!("pid {} ({command}), without baton", foreign.pid)
 }
@@ -98,7 +99,7 @@ fn mode_name(mode: Mode) -> String {
 }
 
 fn status_json(status: &Status) -> Value {
-    let foreign = status.foreign.iter().map(|Foreign { pid, command, exclusive }| {
+    let foreign = status.foreign.iter().map(|LockOwner { pid, command, exclusive }| {
         json!({"pid": pid, "command": command, "exclusive": exclusive})
     });
     json!({

@@ -1,0 +1,81 @@
+//! Who has an OS lock on a file, by the kernel's list (`/proc/locks`).
+
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use super::MutexError;
+
+/// A process that has an OS lock on a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LockOwner {
+    /// The process that took the lock; it may have left it to a child.
+    pub pid: u32,
+    /// Its command line; empty when it has ended.
+    pub command: String,
+    /// Whether it has it alone.
+    pub exclusive: bool,
+}
+
+/// Who has a lock on the file at `path`; nobody has one on a file that is not there.
+pub(super) fn owners(path: &Path) -> Result<Vec<LockOwner>, MutexError> {
+    let failed = |source| MutexError::File { path: path.to_owned(), source };
+    let found = match path.symlink_metadata() {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed)?,
+    };
+    let list = std::fs::read_to_string("/proc/locks").map_err(failed)?;
+    let file = file_id(found.dev(), found.ino());
+    Ok(list.lines().filter_map(|line| parse(line, &file)).collect())
+}
+
+/// A file as the kernel's list has it: `fe:00:2102`.
+fn file_id(device: u64, inode: u64) -> String {
+    format!("{:02x}:{:02x}:{inode}", rustix::fs::major(device), rustix::fs::minor(device))
+}
+
+/// A line such as `3: FLOCK  ADVISORY  WRITE 7104 fe:00:2102 0 EOF`. Those who wait have `->`.
+fn parse(line: &str, file: &str) -> Option<LockOwner> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let [_, "FLOCK", _, access, pid, locked, ..] = fields.as_slice() else {
+        return None;
+    };
+    if *locked != file {
+        return None;
+    }
+    let pid: u32 = pid.parse().ok()?;
+    Some(LockOwner { pid, command: command_line(pid), exclusive: *access == "WRITE" })
+}
+
+/// The command line of a process, cut to length; empty when it has ended.
+pub(super) fn command_line(pid: u32) -> String {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+    crate::text::shorten(words.join(" ").trim_end(), 80)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_kernel_s_list_is_read_and_others_are_not() {
+        let line = "3: FLOCK  ADVISORY  WRITE 1 fe:00:2102 0 EOF";
+        let found = parse(line, "fe:00:2102").unwrap();
+        assert_eq!((found.pid, found.exclusive), (1, true));
+        for other in ["fe:00:2103", "fe:01:2102", "00:2102"] {
+            assert_eq!(parse(line, other), None, "{other}");
+        }
+        assert_eq!(parse("3: -> FLOCK  ADVISORY  WRITE 1 fe:00:2102 0 EOF", "fe:00:2102"), None);
+        assert_eq!(parse("4: POSIX  ADVISORY  WRITE 1 fe:00:2102 0 EOF", "fe:00:2102"), None);
+    }
+
+    #[test]
+    fn the_owner_of_a_lock_is_found() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(owners(file.path()).unwrap(), []);
+        assert!(super::super::os::try_lock_exclusive(file.as_file()).unwrap());
+        let found = owners(file.path()).unwrap();
+        assert_eq!((found.len(), found[0].pid, found[0].exclusive), (1, std::process::id(), true));
+    }
+}

@@ -1,0 +1,199 @@
+//! A place in the line of one mutex: from its ticket to the plain OS lock.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+
+use super::hold::{Blocked, MAX_NAMED};
+use super::line::{Claimant, Entry, Folder, Other, Party, Ticket};
+use super::os::{self, Waker};
+use super::{Mode, MutexError, MutexName, policy};
+
+/// A place, waiting or holding.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) name: MutexName,
+    folder: Folder,
+    ticket: Ticket,
+    stage: Stage,
+    /// The numbers of the tickets that a sleeper already sleeps on.
+    slept_on: Vec<u64>,
+    /// Whether a sleeper sleeps on the open OS lock.
+    lock_is_slept_on: bool,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// These are before it, as far as was seen at the last look.
+    InLine(Vec<Entry>),
+    /// The line allows it; somebody else has the plain OS lock.
+    AtLock(File),
+    /// It holds.
+    Held(File),
+}
+
+impl Place {
+    /// The place of a new ticket.
+    pub(super) fn new(name: MutexName, folder: Folder, ticket: Ticket) -> Self {
+        let stage = Stage::InLine(Vec::new());
+        Self { name, folder, ticket, stage, slept_on: Vec::new(), lock_is_slept_on: false }
+    }
+
+    /// The number of its ticket.
+    pub(super) fn number(&self) -> u64 {
+        self.ticket.entry.number
+    }
+
+    /// How many were before it at the last look.
+    pub(super) fn ahead(&self) -> usize {
+        match &self.stage {
+            Stage::InLine(ahead) => ahead.len(),
+            Stage::AtLock(_) | Stage::Held(_) => 0,
+        }
+    }
+
+    /// The folder of its line's tickets.
+    pub(super) fn line_path(&self) -> PathBuf {
+        self.folder.line_path()
+    }
+
+    /// Goes as far as it can; says whether it holds. Starts a sleeper on each thing that must end first.
+    pub(super) fn advance(
+        &mut self,
+        who: &mut Claimant,
+        waker: &Waker,
+    ) -> Result<bool, MutexError> {
+        if matches!(self.stage, Stage::InLine(_)) {
+            if self.look(waker)? {
+                return Ok(false);
+            }
+            self.stage = Stage::AtLock(self.folder.open_os_lock()?);
+        }
+        if self.try_os_lock()? {
+            if who.holds_since.is_none() {
+                who.holds_since = Some(Timestamp::now());
+            }
+            // For people only: a full disk takes no mutex away.
+            self.ticket.describe(who).unwrap_or_default();
+        } else if let Stage::AtLock(file) = &self.stage
+            && !self.lock_is_slept_on
+        {
+            let same_open_file = file.try_clone().map_err(MutexError::Wake)?;
+            waker.ring_when_locked(same_open_file, self.ticket.entry.mode.is_exclusive())?;
+            self.lock_is_slept_on = true;
+        }
+        Ok(matches!(self.stage, Stage::Held(_)))
+    }
+
+    /// Looks at the line; says whether somebody is in the way (rules 3 and 4).
+    fn look(&mut self, waker: &Waker) -> Result<bool, MutexError> {
+        let Entry { number, mode } = self.ticket.entry;
+        let ahead = self.folder.before(number)?;
+        let modes: Vec<Mode> = ahead.iter().map(|entry| entry.mode).collect();
+        let mut living: Vec<(usize, Other)> = Vec::new();
+        let blockers = policy::living_blockers(&modes, mode, |place| {
+            let other = self.folder.living(ahead[place])?;
+            let lives = other.is_some();
+            living.extend(other.map(|other| (place, other)));
+            Ok::<_, MutexError>(lives)
+        })?;
+        let is_blocked = !blockers.is_empty();
+        for (place, other) in living {
+            if blockers.contains(&place) && !self.slept_on.contains(&other.entry.number) {
+                self.slept_on.push(other.entry.number);
+                waker.ring_when_locked(other.file, false)?;
+            }
+        }
+        self.stage = Stage::InLine(ahead);
+        Ok(is_blocked)
+    }
+
+    /// Rules 5 and 8. Says whether it got the lock just now.
+    fn try_os_lock(&mut self) -> Result<bool, MutexError> {
+        loop {
+            let Stage::AtLock(file) = &self.stage else {
+                return Ok(false);
+            };
+            let path = self.folder.os_lock_path();
+            let failed = |source| MutexError::File { path: path.clone(), source };
+            let locked = if self.ticket.entry.mode.is_exclusive() {
+                os::try_lock_exclusive(file)
+            } else {
+                os::try_lock_shared(file)
+            };
+            if !locked.map_err(failed)? {
+                return Ok(false);
+            }
+            if os::is_at(file, &path).map_err(failed)? {
+                self.stage = Stage::Held(file.try_clone().map_err(failed)?);
+                return Ok(true);
+            }
+            // A cleaner removed the file: what was locked is nobody's any more.
+            self.stage = Stage::AtLock(self.folder.open_os_lock()?);
+            self.lock_is_slept_on = false;
+        }
+    }
+
+    /// Who is in the way, as far as the last look saw; `None` when it holds.
+    pub(super) fn blocked(&self) -> Result<Option<Blocked>, MutexError> {
+        let mutex = self.name.clone();
+        let mut line = match &self.stage {
+            Stage::Held(_) => return Ok(None),
+            Stage::AtLock(_) => {
+                let (holders, ahead) = (Vec::new(), Vec::new());
+                return Ok(Some(Blocked { mutex, position: 1, holders, ahead, foreign: true }));
+            }
+            Stage::InLine(ahead) => ahead.clone(),
+        };
+        let mut holders = self.name_living(&mut line, 0)?;
+        let modes: Vec<Mode> = line.iter().map(|entry| entry.mode).collect();
+        let holding = policy::holding(&modes);
+        let ahead = if holding < holders.len() {
+            let mut ahead = holders.split_off(holding);
+            ahead.extend(self.name_living(&mut line, holding + ahead.len())?);
+            ahead.truncate(MAX_NAMED);
+            ahead
+        } else {
+            self.name_living(&mut line, holding)?
+        };
+        let position = line.len() - holding + 1;
+        Ok(Some(Blocked { mutex, position, holders, ahead, foreign: false }))
+    }
+
+    /// Names those who live in a line from a place on, at most [`MAX_NAMED`]; takes out the dead that it
+    /// meets.
+    fn name_living(&self, line: &mut Vec<Entry>, from: usize) -> Result<Vec<Party>, MutexError> {
+        let mut named = Vec::new();
+        while named.len() < MAX_NAMED
+            && let Some(entry) = line.get(from + named.len())
+        {
+            match self.folder.living(*entry)? {
+                Some(other) => named
+                    .push(Party { who: other.claimant(), exclusive: entry.mode.is_exclusive() }),
+                None => drop(line.remove(from + named.len())),
+            }
+        }
+        Ok(named)
+    }
+
+    /// The open files by which the place lives.
+    pub(super) fn files(&self) -> impl Iterator<Item = &File> {
+        let lock = match &self.stage {
+            Stage::Held(lock) | Stage::AtLock(lock) => Some(lock),
+            Stage::InLine(_) => None,
+        };
+        lock.into_iter().chain([&self.ticket.file])
+    }
+
+    /// Leaves. First the OS lock, then the ticket: who wakes on the ticket finds the lock free.
+    pub(super) fn release(self) -> Result<(), MutexError> {
+        let unlocked = match &self.stage {
+            Stage::Held(lock) | Stage::AtLock(lock) => os::unlock(lock),
+            Stage::InLine(_) => Ok(()),
+        };
+        self.ticket.remove()?;
+        let path = self.folder.os_lock_path();
+        unlocked.map_err(|source| MutexError::File { path, source })
+    }
+}
