@@ -191,8 +191,8 @@ fn mind_signals(client: Client, id: ScriptId, goes_on: bool) -> Result<(), Failu
     let mut terminate = signal(SignalKind::terminate())?;
     // What nohup has ignored stays ignored.
     let hang_up_number = SignalKind::hangup().as_raw_value();
-    let ignored = crate::mutex::os::is_ignored(hang_up_number);
-    let mut hang_up = (!ignored).then(|| signal(SignalKind::hangup())).transpose()?;
+    let is_wanted = !crate::mutex::os::not_ignored(&[hang_up_number]).is_empty();
+    let mut hang_up = is_wanted.then(|| signal(SignalKind::hangup())).transpose()?;
     // The task ends with the command: the runtime is shut down behind it.
     drop(tokio::spawn(async move {
         let mut asked = false;

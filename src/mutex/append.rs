@@ -120,20 +120,11 @@ fn take_back(file: &File, length: u64) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use super::super::holder::Patience;
     use super::super::{Claim, Mode};
     use super::*;
 
     fn wish() -> Wish {
-        Wish {
-            claims: vec![Claim { name: "log".parse().unwrap(), mode: Mode::Exclusive }],
-            patience: Patience::Unlimited,
-            reason: String::new(),
-            remind: Duration::from_mins(1),
-            is_told: false,
-        }
+        Wish::of(vec![Claim { name: "log".parse().unwrap(), mode: Mode::Exclusive }])
     }
 
     #[test]

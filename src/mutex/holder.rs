@@ -5,7 +5,8 @@
 //! they are given back at once.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
-use signal_hook::iterator::SignalsInfo;
+use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::origin::WithOrigin;
 use signal_hook::low_level::siginfo::{Cause, Origin};
 
@@ -66,10 +67,29 @@ pub struct Wish {
     pub remind: Duration,
     /// Whether waits are told at all: who need not tell sleeps longer.
     pub is_told: bool,
+    /// After how long a hold is reported, again and again.
+    pub warn_after: Option<Duration>,
 }
 
-/// Takes the mutexes, runs the command, gives them back. `tell` hears who is in the way: at once, on
-/// each change, and as a reminder.
+impl Wish {
+    /// To hold these, however long it takes, without a word.
+    pub fn of(claims: Vec<Claim>) -> Self {
+        let (patience, reason) = (Patience::Unlimited, String::new());
+        let remind = Duration::from_mins(1);
+        Self { claims, patience, reason, remind, is_told: false, warn_after: None }
+    }
+}
+
+/// What is told while a wish is fulfilled.
+#[derive(Debug, Clone, Copy)]
+pub enum Notice<'a> {
+    /// These are in the way: told at once, on changes, and as a reminder.
+    Waits(&'a [Blocked]),
+    /// It is held for so long now, a multiple of [`Wish::warn_after`].
+    Overdue(Duration),
+}
+
+/// Takes the mutexes, runs the command, gives them back.
 ///
 /// # Errors
 /// When a mutex folder can't be used or a system call fails.
@@ -77,13 +97,13 @@ pub fn run(
     root: &Path,
     wish: &Wish,
     command: &mut Command,
-    tell: impl FnMut(&[Blocked]),
+    mut tell: impl FnMut(Notice<'_>),
 ) -> Result<Ran, HolderError> {
-    let hold = match acquire(root, wish, command_line(command), tell)? {
+    let hold = match acquire(root, wish, command_line(command), &mut tell)? {
         Ok(hold) => hold,
         Err(busy) => return Ok(Ran::Busy(busy)),
     };
-    run_held(hold, &wish.claims, command, |_| Ok(()))
+    run_held(hold, wish, command, tell, |_| Ok(()))
 }
 
 /// Runs the command under mutexes that are held already, and gives them back. `before_release` sees
@@ -93,21 +113,18 @@ pub fn run(
 /// When a system call fails; and what `before_release` says.
 pub(super) fn run_held(
     hold: Hold,
-    claims: &[Claim],
+    wish: &Wish,
     command: &mut Command,
+    tell: impl FnMut(Notice<'_>),
     before_release: impl FnOnce(&Ran) -> io::Result<()>,
 ) -> Result<Ran, HolderError> {
     hold.make_inheritable()?;
-    command.envs(variables(&hold, claims));
+    command.envs(variables(&hold, &wish.claims));
     // Before the start: no signal is missed.
-    let passed_on = [SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
-    // What is ignored here (nohup, say) the command is to ignore too.
-    let mut signals = SignalsInfo::<WithOrigin>::new(
-        passed_on.into_iter().filter(|signal| *signal == SIGCHLD || !os::is_ignored(*signal)),
-    )?;
+    let mut signals = Signals::register()?;
     #[expect(clippy::disallowed_methods, reason = "this is the home of protected commands")]
     let ran = match command.spawn() {
-        Ok(child) => Ran::Ended(follow(child, &mut signals)?),
+        Ok(child) => Ran::Ended(follow(child, &mut signals, wish.warn_after, tell)?),
         Err(error) => Ran::NotStarted(error),
     };
     let noted = before_release(&ran);
@@ -125,7 +142,7 @@ pub fn acquire(
     root: &Path,
     wish: &Wish,
     what: String,
-    mut tell: impl FnMut(&[Blocked]),
+    mut tell: impl FnMut(Notice<'_>),
 ) -> Result<Result<Hold, Vec<Blocked>>, HolderError> {
     let within = std::env::var(HELD_VARIABLE).unwrap_or_default();
     let within = deadlock::from_variable(&within);
@@ -145,7 +162,7 @@ pub fn acquire(
 fn wait(
     hold: &mut Hold,
     wish: &Wish,
-    tell: &mut impl FnMut(&[Blocked]),
+    tell: &mut impl FnMut(Notice<'_>),
 ) -> Result<Option<Vec<Blocked>>, HolderError> {
     let patience = match wish.patience {
         Patience::Unlimited => None,
@@ -168,13 +185,13 @@ fn wait(
         if wish.is_told && (advance == Advance::Blocked || is_due) {
             let blocked = hold.blocked()?;
             if is_due || blocked != told {
-                tell(&blocked);
+                tell(Notice::Waits(&blocked));
                 told = blocked;
                 reminder = now.checked_add(wish.remind);
             }
         }
         let look_again = hold.look_again();
-        sleep(hold, deadline.into_iter().chain(reminder).chain(look_again).min())?;
+        sleep(hold.descriptors(), deadline.into_iter().chain(reminder).chain(look_again).min())?;
     }
 }
 
@@ -194,10 +211,13 @@ pub fn variables(hold: &Hold, claims: &[Claim]) -> Vec<(String, String)> {
     first.into_iter().chain(each).chain([tickets]).collect()
 }
 
-fn sleep(hold: &Hold, deadline: Option<Instant>) -> io::Result<()> {
-    let descriptors: Vec<BorrowedFd<'_>> = hold.descriptors().collect();
+/// Sleeps until one of the descriptors is readable, or the deadline.
+fn sleep<'a>(
+    descriptors: impl Iterator<Item = BorrowedFd<'a>>,
+    deadline: Option<Instant>,
+) -> io::Result<()> {
     let mut polled: Vec<_> =
-        descriptors.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        descriptors.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
     let left = deadline.map(|until| until.saturating_duration_since(Instant::now()));
     let left = left.and_then(|left| Timespec::try_from(left).ok());
     match rustix::event::poll(&mut polled, left.as_ref()) {
@@ -206,17 +226,45 @@ fn sleep(hold: &Hold, deadline: Option<Instant>) -> io::Result<()> {
     }
 }
 
+/// The signals that concern a protected command.
+struct Signals(SignalDelivery<UnixStream, WithOrigin>);
+
+impl Signals {
+    fn register() -> io::Result<Self> {
+        // What is ignored here (nohup, say) the command is to ignore too.
+        let passed_on = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+        let wanted = os::not_ignored(&passed_on).into_iter().chain([SIGCHLD]);
+        let (read, write) = UnixStream::pair()?;
+        Ok(Self(SignalDelivery::with_pipe(read, write, WithOrigin::default(), wanted)?))
+    }
+}
+
 /// Waits for the command; passes on the signals that were sent to this process. Those of the terminal
 /// went to the command as well.
-fn follow(mut child: Child, signals: &mut SignalsInfo<WithOrigin>) -> io::Result<ExitStatus> {
+fn follow(
+    mut child: Child,
+    signals: &mut Signals,
+    warn_after: Option<Duration>,
+    mut tell: impl FnMut(Notice<'_>),
+) -> io::Result<ExitStatus> {
+    let since = Instant::now();
+    let mut warn_at = warn_after.and_then(|after| since.checked_add(after));
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
-        for Origin { signal, cause, .. } in signals.wait() {
+        sleep([signals.0.get_read().as_fd()].into_iter(), warn_at)?;
+        for Origin { signal, cause, .. } in signals.0.pending() {
             if signal != SIGCHLD && cause != Cause::Kernel {
                 pass_on(&child, signal);
             }
+        }
+        let now = Instant::now();
+        if let (Some(at), Some(after)) = (warn_at, warn_after)
+            && now >= at
+        {
+            tell(Notice::Overdue(at - since));
+            warn_at = now.checked_add(after).map(|_| at + after);
         }
     }
 }

@@ -4,10 +4,10 @@
 //! every ticket before it complete: it was made, and locked, under an earlier hold of the guard. So
 //! the line is looked at, and its dead are removed (rule 2), without it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::num::NonZeroU32;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -279,6 +279,11 @@ impl Ticket {
         self.file.write_all_at(&line, 0).map_err(failed)
     }
 
+    /// Wakes those who follow the line.
+    pub(super) fn announce(&self) -> io::Result<()> {
+        self.file.set_permissions(Permissions::from_mode(PRIVATE))
+    }
+
     /// Leaves the line.
     pub(super) fn remove(self) -> Result<(), MutexError> {
         let removed = remove(&self.path);
@@ -408,11 +413,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let name = "log".parse().unwrap();
         for mode in [0o777, 0o775, 0o1777] {
-            std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            std::fs::set_permissions(root.path(), Permissions::from_mode(mode)).unwrap();
             let found = Folder::open(root.path(), &name);
             assert!(matches!(found, Err(MutexError::Unsafe { .. })), "{mode:o}");
         }
-        std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(root.path(), Permissions::from_mode(0o755)).unwrap();
         Folder::open(root.path(), &name).unwrap();
     }
 

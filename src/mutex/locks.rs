@@ -1,6 +1,7 @@
 //! Who has an OS lock on a file, by the kernel's list (`/proc/locks`).
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -24,9 +25,34 @@ pub(super) fn owners(path: &Path) -> Result<Vec<LockOwner>, MutexError> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.map_err(failed)?,
     };
-    let list = std::fs::read_to_string("/proc/locks").map_err(failed)?;
     let file = file_id(found.dev(), found.ino());
-    Ok(list.lines().filter_map(|line| parse(line, &file)).collect())
+    let mut owners = Vec::new();
+    for owner in kernel_list().map_err(failed)?.lines().filter_map(|line| parse(line, &file)) {
+        // One that is doubled because the list changed between two reads.
+        if !owners.contains(&owner) {
+            owners.push(owner);
+        }
+    }
+    Ok(owners)
+}
+
+/// How much of the kernel's list is read at once: it walks the list anew for each read, so that small
+/// reads miss locks, or see them twice, while others come and go.
+const LIST_BYTES: usize = 64 * 1024;
+
+fn kernel_list() -> io::Result<String> {
+    let mut file = File::open("/proc/locks")?;
+    let (mut list, mut length) = (Vec::new(), 0);
+    loop {
+        list.resize(length + LIST_BYTES, 0);
+        match file.read(&mut list[length..]) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(String::from_utf8_lossy(&list[..length]).into_owned())
 }
 
 /// A file as the kernel's list has it: `fe:00:2102`.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::holder::{self, HolderError, Ran, Wish};
+use super::holder::{self, HolderError, Notice, Ran, Wish};
 use super::{Blocked, Claim, ExclusiveKey, Mode, MutexName};
 use crate::durable;
 
@@ -45,11 +45,10 @@ pub fn once(
     wish: &Wish,
     within: Option<Duration>,
     command: &mut Command,
-    tell: impl FnMut(&[Blocked]),
+    mut tell: impl FnMut(Notice<'_>),
 ) -> Result<Once, HolderError> {
-    let claims = [claim(key)];
     let path = done_path(root, key);
-    let hold = match holder::acquire(root, wish, holder::command_line(command), tell)? {
+    let hold = match holder::acquire(root, wish, holder::command_line(command), &mut tell)? {
         Ok(hold) => hold,
         Err(busy) => return Ok(Once::Ran(Ran::Busy(busy))),
     };
@@ -63,7 +62,7 @@ pub fn once(
         }
         Ran::Ended(_) | Ran::Busy(_) | Ran::NotStarted(_) => Ok(()),
     };
-    Ok(Once::Ran(holder::run_held(hold, &claims, command, note)?))
+    Ok(Once::Ran(holder::run_held(hold, wish, command, tell, note)?))
 }
 
 /// Forgets that it was done; waits for who runs it just now. Who is in the way when the time is over
@@ -75,7 +74,7 @@ pub fn reset(
     root: &Path,
     key: &ExclusiveKey,
     wish: &Wish,
-    tell: impl FnMut(&[Blocked]),
+    tell: impl FnMut(Notice<'_>),
 ) -> Result<Option<Vec<Blocked>>, HolderError> {
     let hold = match holder::acquire(root, wish, "reset".to_owned(), tell)? {
         Ok(hold) => hold,

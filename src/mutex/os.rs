@@ -202,12 +202,13 @@ impl Waker {
         Ok(Self { bell, removals: None })
     }
 
-    /// From now on it also wakes when a ticket is removed from one of these folders.
+    /// From now on it also wakes when a ticket is removed from one of these folders, or announced.
     pub(super) fn follow(&mut self, folders: &[PathBuf]) -> Result<(), MutexError> {
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
         let watcher = inotify::init(flags).map_err(|e| MutexError::Wake(e.into()))?;
+        let changes = inotify::WatchFlags::DELETE | inotify::WatchFlags::ATTRIB;
         for folder in folders {
-            inotify::add_watch(&watcher, folder, inotify::WatchFlags::DELETE)
+            inotify::add_watch(&watcher, folder, changes)
                 .map_err(|e| MutexError::Wake(e.into()))?;
         }
         self.removals = Some(watcher);
@@ -275,12 +276,13 @@ pub(super) fn sleeper(sleep: impl FnOnce() + Send + 'static) -> Result<(), Mutex
         .map_err(MutexError::Wake)
 }
 
-/// Whether this process was started with a signal ignored, by nohup say.
-pub fn is_ignored(signal: i32) -> bool {
+/// Those of `signals` that this process was not started to ignore, by nohup say.
+pub fn not_ignored(signals: &[i32]) -> Vec<i32> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    u32::try_from(signal - 1).is_ok_and(|bit| mask.checked_shr(bit).unwrap_or(0) & 1 == 1)
+    let bit = |signal: i32| u32::try_from(signal - 1).ok().and_then(|bit| mask.checked_shr(bit));
+    signals.iter().copied().filter(|signal| bit(*signal).is_none_or(|rest| rest & 1 == 0)).collect()
 }
 
 /// The name of the user with this id, from `/etc/passwd`; `uid N` when it isn't there.

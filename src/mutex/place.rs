@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::hold::{Blocked, MAX_NAMED};
 use super::line::{Claimant, Entry, Folder, Other, Party, Ticket};
 use super::os::{self, Waker};
-use super::{Mode, MutexError, MutexName, policy};
+use super::{Mode, MutexError, MutexName, locks, policy};
 
 /// A place, waiting or holding.
 #[derive(Debug)]
@@ -76,6 +76,10 @@ impl Place {
             }
             // For people only: a full disk takes no mutex away.
             self.ticket.describe(who).unwrap_or_default();
+            if self.lock_is_slept_on {
+                // Those behind were told of an outsider.
+                self.ticket.announce().unwrap_or_default();
+            }
         } else if let Stage::AtLock(file) = &self.stage
             && !self.lock_is_slept_on
         {
@@ -140,10 +144,7 @@ impl Place {
         let mutex = self.name.clone();
         let mut line = match &self.stage {
             Stage::Held(_) => return Ok(None),
-            Stage::AtLock(_) => {
-                let (holders, ahead) = (Vec::new(), Vec::new());
-                return Ok(Some(Blocked { mutex, position: 1, holders, ahead, foreign: true }));
-            }
+            Stage::AtLock(_) => Vec::new(),
             Stage::InLine(ahead) => ahead.clone(),
         };
         let mut holders = self.name_living(&mut line, 0)?;
@@ -157,6 +158,15 @@ impl Place {
         } else {
             self.name_living(&mut line, holding)?
         };
+        if holders.iter().all(|party| party.who.holds_since.is_none())
+            && !locks::owners(&self.folder.os_lock_path())?.is_empty()
+        {
+            // The first of the line wait for an outsider themselves.
+            let position = line.len() + 1;
+            let ahead = holders.into_iter().chain(ahead).take(MAX_NAMED).collect();
+            let holders = Vec::new();
+            return Ok(Some(Blocked { mutex, position, holders, ahead, foreign: true }));
+        }
         let position = line.len() - holding + 1;
         Ok(Some(Blocked { mutex, position, holders, ahead, foreign: false }))
     }

@@ -40,8 +40,7 @@ pub(super) struct AppendArgs {
 pub(super) fn append(args: AppendArgs, root: &Path) -> Result<ExitCode, Failure> {
     let claims = vec![Claim { name: args.name, mode: Mode::Exclusive }];
     let patience = args.timeout.map_or(Patience::Unlimited, Patience::Limited);
-    let remind = Duration::from_mins(1);
-    let wish = Wish { claims, patience, reason: String::new(), remind, is_told: false };
+    let wish = Wish { patience, ..Wish::of(claims) };
     append::append(root, &wish, &mut std::io::stdin().lock(), &args.file, args.max_bytes)?;
     Ok(ExitCode::SUCCESS)
 }

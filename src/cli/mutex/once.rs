@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::run::{describe, ended};
+use super::run::{describe, ended, tell};
 use crate::cli::failure::{Failure, code, complain};
 use crate::cli::time_limit;
+use crate::mutex::ExclusiveKey;
 use crate::mutex::holder::{Patience, Wish};
 use crate::mutex::once::{self, Once};
-use crate::mutex::{Blocked, ExclusiveKey};
 use crate::snapshot;
 
 const EXAMPLES: &str = "\
@@ -51,9 +51,7 @@ pub(super) struct OnceArgs {
 
 pub(super) fn once(args: &OnceArgs, root: &Path) -> Result<ExitCode, Failure> {
     let patience = args.timeout.map_or(Patience::Unlimited, Patience::Limited);
-    let (reason, remind, is_told) = (String::new(), Duration::from_mins(1), !args.quiet);
-    let wish = Wish { claims: vec![once::claim(&args.key)], patience, reason, remind, is_told };
-    let tell = |blocked: &[Blocked]| complain(&format!("baton: {}", describe(blocked)));
+    let wish = Wish { patience, is_told: !args.quiet, ..Wish::of(vec![once::claim(&args.key)]) };
     let Some((program, arguments)) = args.command.split_first() else {
         return match once::reset(root, &args.key, &wish, tell)? {
             None => Ok(ExitCode::SUCCESS),

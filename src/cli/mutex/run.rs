@@ -12,7 +12,7 @@ use clap::Args;
 
 use crate::cli::failure::{Failure, code, complain};
 use crate::cli::time_limit;
-use crate::mutex::holder::{self, HolderError, Patience, Ran, Wish};
+use crate::mutex::holder::{self, HolderError, Notice, Patience, Ran, Wish};
 use crate::mutex::{Blocked, Claim, Mode, MutexError, MutexName};
 use crate::script::check_text;
 use crate::snapshot::Wait;
@@ -58,6 +58,9 @@ pub(super) struct RunArgs {
     /// How often to tell about a wait in which nothing changes
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = time_limit)]
     remind: Duration,
+    /// Report when the mutexes are held longer, again and again
+    #[arg(long, value_name = "TIME", value_parser = time_limit)]
+    warn_after: Option<Duration>,
     /// Don't tell about waits
     #[arg(long, short)]
     quiet: bool,
@@ -87,9 +90,8 @@ pub(super) fn run(args: &RunArgs, root: &Path) -> Result<ExitCode, Failure> {
     };
     let mut process = Command::new(&command[0]);
     process.args(&command[1..]).env("BATON_MUTEX_DIR", root);
-    let tell = |blocked: &[Blocked]| complain(&format!("baton: {}", describe(blocked)));
     let (reason, remind, is_told) = (args.reason.clone(), args.remind, !args.quiet);
-    let wish = Wish { claims, patience, reason, remind, is_told };
+    let wish = Wish { claims, patience, reason, remind, is_told, warn_after: args.warn_after };
     let ran = match holder::run(root, &wish, &mut process, tell) {
         Err(HolderError::Mutex(error @ MutexError::Deadlock(_))) => {
             let failure = Failure::new(args.conflict_exit_code, error);
@@ -98,6 +100,16 @@ pub(super) fn run(args: &RunArgs, root: &Path) -> Result<ExitCode, Failure> {
         other => other?,
     };
     ended(ran, &command[0], args.conflict_exit_code)
+}
+
+/// Says on standard error what there is to tell.
+pub(super) fn tell(notice: Notice<'_>) {
+    complain(&match notice {
+        Notice::Waits(blocked) => format!("baton: {}", describe(blocked)),
+        Notice::Overdue(held) => {
+            format!("baton: held for {} now", humantime::format_duration(held))
+        }
+    });
 }
 
 /// What came of a protected command, as an exit status; `busy` when it was not obtained in time.
