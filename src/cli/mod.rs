@@ -15,6 +15,7 @@ mod show;
 mod target;
 mod timeline;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -111,27 +112,57 @@ enum Command {
     },
 }
 
-/// Runs the command line.
-pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match dispatch(cli) {
-        Ok(code) => code,
-        Err(failure) => failure.report(),
+impl Folders {
+    /// Those that are set, by a flag or else by the environment.
+    fn set(self) -> DirectoryOverrides {
+        // Not by clap: its usage lines would list whatever the environment sets.
+        let set_by = |flag: Option<PathBuf>, variable: &str| {
+            let value = std::env::var_os(variable).filter(|value| !value.is_empty());
+            flag.or(value.map(PathBuf::from))
+        };
+        DirectoryOverrides {
+            config: set_by(self.config_dir, "BATON_CONFIG_DIR"),
+            state: set_by(self.state_dir, "BATON_STATE_DIR"),
+            runtime: set_by(self.runtime_dir, "BATON_RUNTIME_DIR"),
+            mutex: set_by(self.mutex_dir, "BATON_MUTEX_DIR"),
+        }
     }
 }
 
+/// `baton mutex run` alone: to build the parser of all commands takes longer than to take a mutex. What
+/// it does not understand is left to [`Cli`], also its help.
+#[derive(Debug, Parser)]
+#[command(name = "baton mutex run")]
+struct MutexRun {
+    #[command(flatten)]
+    folders: Folders,
+    #[command(flatten)]
+    args: mutex::RunArgs,
+}
+
+impl MutexRun {
+    fn try_parse() -> Option<Self> {
+        let mut words = std::env::args_os().skip(1);
+        if words.next()? != "mutex" || words.next()? != "run" {
+            return None;
+        }
+        Self::try_parse_from([OsString::from("baton")].into_iter().chain(words)).ok()
+    }
+}
+
+/// Runs the command line.
+pub fn main() -> ExitCode {
+    let done = match MutexRun::try_parse() {
+        Some(MutexRun { folders, args }) => Directories::mutex_folder(folders.set())
+            .map_err(Failure::from)
+            .and_then(|root| mutex::run(&args, &root)),
+        None => dispatch(Cli::parse()),
+    };
+    done.unwrap_or_else(Failure::report)
+}
+
 fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
-    // Not by clap: its usage lines would list whatever the environment sets.
-    let set_by = |flag: Option<PathBuf>, variable: &str| {
-        let value = std::env::var_os(variable).filter(|value| !value.is_empty());
-        flag.or(value.map(PathBuf::from))
-    };
-    let set = DirectoryOverrides {
-        config: set_by(cli.folders.config_dir, "BATON_CONFIG_DIR"),
-        state: set_by(cli.folders.state_dir, "BATON_STATE_DIR"),
-        runtime: set_by(cli.folders.runtime_dir, "BATON_RUNTIME_DIR"),
-        mutex: set_by(cli.folders.mutex_dir, "BATON_MUTEX_DIR"),
-    };
+    let set = cli.folders.set();
     // No runtime and no other folder: it is on the way of every protected command.
     if let Command::Mutex(args) = cli.command {
         return mutex::mutex(args, &Directories::mutex_folder(set)?);

@@ -10,6 +10,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
+pub(super) use run::{RunArgs, run};
+
 use super::failure::Failure;
 use super::screen::write_out;
 use crate::mutex::MutexName;
@@ -24,7 +26,7 @@ pub(super) struct MutexArgs {
 
 #[derive(Debug, Subcommand)]
 enum MutexCommand {
-    Run(run::RunArgs),
+    Run(RunArgs),
     Status(status::StatusArgs),
     Append(append::AppendArgs),
     Once(once::OnceArgs),
@@ -40,7 +42,7 @@ enum MutexCommand {
 
 pub(super) fn mutex(args: MutexArgs, root: &Path) -> Result<ExitCode, Failure> {
     match args.command {
-        MutexCommand::Run(args) => run::run(&args, root),
+        MutexCommand::Run(args) => run(&args, root),
         MutexCommand::Once(args) => once::once(&args, root),
         MutexCommand::Append(args) => append::append(args, root),
         MutexCommand::Status(args) => status::status(&args, root),

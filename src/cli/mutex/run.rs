@@ -36,7 +36,7 @@ could not be started, 70 when the mutex folder can't be used.";
 /// this command is killed, when the last process that it started has ended.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct RunArgs {
+pub(in crate::cli) struct RunArgs {
     /// Hold them together with others that are shared
     #[arg(long, short)]
     shared: bool,
@@ -75,7 +75,7 @@ pub(super) struct RunArgs {
     words: Vec<OsString>,
 }
 
-pub(super) fn run(args: &RunArgs, root: &Path) -> Result<ExitCode, Failure> {
+pub(in crate::cli) fn run(args: &RunArgs, root: &Path) -> Result<ExitCode, Failure> {
     let (names, command) = split(&args.words)?;
     let mode = match args.at_most {
         Some(n) => Mode::AtMost(n),
