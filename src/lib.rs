@@ -22,6 +22,7 @@
 //! | [`script`] | the nouns: ids, isolation, phases, outcomes |
 //! | [`filewatch`] | told when a file changes |
 //! | [`durable`] | replaces a file so that it survives a crash |
+//! | [`process`] | other processes: who is below whom, a signal to exactly one |
 //! | [`text`] | texts for people: cut, with causes |
 
 pub mod agent;
@@ -32,6 +33,7 @@ pub mod durable;
 pub mod filewatch;
 pub mod journal;
 pub mod mutex;
+pub mod process;
 pub mod rpc;
 pub mod script;
 pub mod snapshot;

@@ -15,7 +15,7 @@ use syn::spanned::Spanned as _;
 use syn::visit::Visit;
 
 /// The modules from the user down to the disk. A module uses those behind it, never those before.
-const LAYERS: [&str; 18] = [
+const LAYERS: [&str; 19] = [
     "cli",
     "client",
     "rpc",
@@ -33,6 +33,7 @@ const LAYERS: [&str; 18] = [
     "script",
     "filewatch",
     "durable",
+    "process",
     "text",
 ];
 

@@ -4,25 +4,20 @@
 //! descendants, also after a double fork or `setsid`. Children are reaped by their own id, never by
 //! `waitpid(-1)`, and the tree is gone when the kernel says that there are no children.
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{self, PipeReader};
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus, pidfd_open,
-    pidfd_send_signal,
-};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
 use super::course::LeaderEnd;
 use super::job::Job;
+use crate::process::{self, Process};
 use crate::script::{OutcomeKind, StartProblem, Straggler};
-use crate::text::shorten;
 
 /// How much a pipe takes before the script waits for its reader: the most that an ordinary user may
 /// ask for.
@@ -31,8 +26,6 @@ const PIPE_BYTES: usize = 1024 * 1024;
 const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 /// How many stragglers are named; the others are ended all the same.
 const MAX_NAMED_STRAGGLERS: usize = 16;
-/// How much of a straggler's command line is kept.
-const COMMAND_CHARS: usize = 256;
 
 /// Why a script could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -151,7 +144,7 @@ impl Tree {
         rustix::process::kill_process_group(self.leader, Signal::TERM).unwrap_or_default();
         rustix::process::kill_process_group(self.leader, Signal::CONT).unwrap_or_default();
         let leader = self.leader();
-        for process in descendants().into_iter().filter(|process| process.group != leader) {
+        for process in below_this().into_iter().filter(|process| process.group != leader) {
             process.signal(Signal::TERM);
             process.signal(Signal::CONT);
         }
@@ -159,15 +152,16 @@ impl Tree {
 
     /// Sends SIGKILL to every process of the tree.
     pub(super) fn force() {
-        for process in descendants() {
+        for process in below_this() {
             process.signal(Signal::KILL);
         }
     }
 
     /// The processes that are left.
     pub(super) fn stragglers() -> Vec<Straggler> {
-        let living = descendants().into_iter().filter(|process| process.state != 'Z');
-        living.take(MAX_NAMED_STRAGGLERS).map(|process| process.describe()).collect()
+        let living = below_this().into_iter().filter(|process| !process.is_zombie());
+        let straggler = |p: Process| Straggler { pid: p.pid, command: p.command_line() };
+        living.take(MAX_NAMED_STRAGGLERS).map(straggler).collect()
     }
 
     /// Ends whatever is left and returns when all of it is gone.
@@ -175,9 +169,9 @@ impl Tree {
         while has_children()? {
             let mut dying = Vec::new();
             let mut reaped = false;
-            for process in descendants() {
+            for process in below_this() {
                 // One that looks dead may only have lost its first thread.
-                if process.state == 'Z' && process.reap() {
+                if process.is_zombie() && process.reap() {
                     reaped = true;
                 } else if let Some(descriptor) = process.signal(Signal::KILL) {
                     dying.push(descriptor);
@@ -202,7 +196,7 @@ impl Tree {
 /// Reaps children that the script left to the supervisor, except `leader`.
 pub(super) fn reap_orphans(leader: u32) {
     let me = std::process::id();
-    let zombies = descendants().into_iter().filter(|process| process.state == 'Z');
+    let zombies = below_this().into_iter().filter(Process::is_zombie);
     for process in zombies.filter(|process| process.parent == me && process.pid != leader) {
         process.reap();
     }
@@ -255,77 +249,7 @@ fn has_children() -> io::Result<bool> {
     }
 }
 
-/// A process below this one.
-#[derive(Debug)]
-struct Process {
-    pid: u32,
-    parent: u32,
-    group: u32,
-    state: char,
-}
-
-impl Process {
-    fn read(pid: u32) -> Option<Self> {
-        let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-        // The name in parentheses may hold anything, also parentheses and half a character.
-        let end = stat.iter().rposition(|byte| *byte == b')')?;
-        let mut fields = std::str::from_utf8(stat.get(end + 2..)?).ok()?.split(' ');
-        let state = fields.next()?.chars().next()?;
-        let parent = fields.next()?.parse().ok()?;
-        let group = fields.next()?.parse().ok()?;
-        Some(Self { pid, parent, group, state })
-    }
-
-    /// Sends a signal to exactly this process, as far as this user may; returns what becomes readable
-    /// when it has ended.
-    fn signal(&self, signal: Signal) -> Option<OwnedFd> {
-        let pid = Pid::from_raw(self.pid.cast_signed())?;
-        let descriptor = pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        // The id may have passed to another process since it was read: the descriptor can't.
-        let same = Self::read(self.pid)?;
-        if same.parent != self.parent && same.parent != std::process::id() {
-            return None;
-        }
-        match pidfd_send_signal(descriptor.as_fd(), signal) {
-            Err(rustix::io::Errno::SRCH) => None,
-            // EPERM: it is another user's now; it is waited for all the same.
-            _ => Some(descriptor),
-        }
-    }
-
-    /// Reaps it if it is a child of this process and has ended.
-    fn reap(&self) -> bool {
-        let pid = Pid::from_raw(self.pid.cast_signed());
-        // ECHILD: it is its parent's to reap.
-        pid.is_some_and(|pid| {
-            rustix::process::waitpid(Some(pid), WaitOptions::NOHANG).is_ok_and(|end| end.is_some())
-        })
-    }
-
-    fn describe(&self) -> Straggler {
-        let line = std::fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
-        let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-        let command = shorten(words.join(" ").trim_end(), COMMAND_CHARS);
-        Straggler { pid: self.pid, command }
-    }
-}
-
 /// All processes below this one, in no order.
-fn descendants() -> Vec<Process> {
-    let mut children: BTreeMap<u32, Vec<Process>> = BTreeMap::new();
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    for pid in entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
-        if let Some(process) = Process::read(pid) {
-            children.entry(process.parent).or_default().push(process);
-        }
-    }
-    let mut found = Vec::new();
-    let mut parents = vec![std::process::id()];
-    while let Some(parent) = parents.pop() {
-        for process in children.remove(&parent).unwrap_or_default() {
-            parents.push(process.pid);
-            found.push(process);
-        }
-    }
-    found
+fn below_this() -> Vec<Process> {
+    process::below(std::process::id())
 }

@@ -1,0 +1,118 @@
+//! Other processes, by `/proc`: who is below whom, a signal to exactly one.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal};
+
+use crate::text::shorten;
+
+/// How much of a command line is kept.
+pub const COMMAND_CHARS: usize = 256;
+
+/// A process, as it was when it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// Who started it, or took it over.
+    pub parent: u32,
+    /// Its process group.
+    pub group: u32,
+    /// When it was started, in ticks since the machine was: with the id it names one process only.
+    started: u64,
+    state: char,
+}
+
+impl Process {
+    /// Reads one; `None` when there is none.
+    pub fn read(pid: u32) -> Option<Self> {
+        let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+        // The name in parentheses may hold anything, also parentheses and half a character.
+        let end = stat.iter().rposition(|byte| *byte == b')')?;
+        let mut fields = std::str::from_utf8(stat.get(end + 2..)?).ok()?.split(' ');
+        let state = fields.next()?.chars().next()?;
+        let parent = fields.next()?.parse().ok()?;
+        let group = fields.next()?.parse().ok()?;
+        // Field 22 of proc_pid_stat(5); the group is field 5.
+        let started = fields.nth(16)?.parse().ok()?;
+        Some(Self { pid, parent, group, started, state })
+    }
+
+    /// Whether it has ended and only waits to be reaped.
+    pub fn is_zombie(&self) -> bool {
+        self.state == 'Z'
+    }
+
+    /// What becomes readable when exactly this process has ended; `None` when it is gone.
+    pub fn watch(&self) -> Option<OwnedFd> {
+        let pid = Pid::from_raw(self.pid.cast_signed())?;
+        let descriptor = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        // The id may have passed to another process since it was read: the descriptor can't.
+        (Self::read(self.pid)?.started == self.started).then_some(descriptor)
+    }
+
+    /// Sends a signal to exactly this process, as far as this user may; returns what becomes readable
+    /// when it has ended.
+    pub fn signal(&self, signal: Signal) -> Option<OwnedFd> {
+        let descriptor = self.watch()?;
+        match pidfd_send_signal(descriptor.as_fd(), signal) {
+            Err(rustix::io::Errno::SRCH) => None,
+            // EPERM: it is another user's now; it is waited for all the same.
+            _ => Some(descriptor),
+        }
+    }
+
+    /// Reaps it if it is a child of this process and has ended.
+    pub fn reap(&self) -> bool {
+        let pid = Pid::from_raw(self.pid.cast_signed());
+        // ECHILD: it is its parent's to reap.
+        pid.is_some_and(|pid| {
+            rustix::process::waitpid(Some(pid), WaitOptions::NOHANG).is_ok_and(|end| end.is_some())
+        })
+    }
+
+    /// Its command line, cut to length; empty when it has ended.
+    pub fn command_line(&self) -> String {
+        let line = std::fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+        shorten(words.join(" ").trim_end(), COMMAND_CHARS)
+    }
+}
+
+/// All processes that this user may see.
+pub fn all() -> impl Iterator<Item = Process> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?))
+}
+
+/// All processes below the one with this id, in no order.
+pub fn below(pid: u32) -> Vec<Process> {
+    let mut children: BTreeMap<u32, Vec<Process>> = BTreeMap::new();
+    for process in all() {
+        children.entry(process.parent).or_default().push(process);
+    }
+    let mut found = Vec::new();
+    let mut parents = vec![pid];
+    while let Some(parent) = parents.pop() {
+        for process in children.remove(&parent).unwrap_or_default() {
+            parents.push(process.pid);
+            found.push(process);
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_found_and_is_below_its_parent() {
+        let me = Process::read(std::process::id()).unwrap();
+        assert!(me.watch().is_some() && !me.is_zombie());
+        assert!(below(me.parent).iter().any(|process| process.pid == me.pid));
+        let other = Process { started: me.started + 1, ..me };
+        assert!(other.watch().is_none(), "another process that had the same id");
+    }
+}
