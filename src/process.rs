@@ -39,6 +39,11 @@ impl Process {
         Some(Self { pid, parent, group, started, state })
     }
 
+    /// Whether both are the same process, whatever it does now.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.pid, self.started) == (other.pid, other.started)
+    }
+
     /// Whether it has ended and only waits to be reaped.
     pub fn is_zombie(&self) -> bool {
         self.state == 'Z'
@@ -49,7 +54,7 @@ impl Process {
         let pid = Pid::from_raw(self.pid.cast_signed())?;
         let descriptor = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         // The id may have passed to another process since it was read: the descriptor can't.
-        (Self::read(self.pid)?.started == self.started).then_some(descriptor)
+        Self::read(self.pid)?.is_same(self).then_some(descriptor)
     }
 
     /// Sends a signal to exactly this process, as far as this user may; returns what becomes readable

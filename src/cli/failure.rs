@@ -12,6 +12,8 @@ use crate::trust::TrustError;
 
 /// Exit statuses that are not the script's, after `sysexits.h` and coreutils' `timeout`.
 pub(super) mod code {
+    /// What was named is not what is there.
+    pub(crate) const REFUSED: u8 = 1;
     pub(crate) const USAGE: u8 = 2;
     pub(crate) const UNREACHABLE: u8 = 69;
     pub(crate) const INTERNAL: u8 = 70;

@@ -5,13 +5,12 @@
 //! they are given back at once.
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::backend::SignalDelivery;
@@ -191,7 +190,10 @@ fn wait(
             }
         }
         let look_again = hold.look_again();
-        sleep(hold.descriptors(), deadline.into_iter().chain(reminder).chain(look_again).min())?;
+        os::sleep(
+            hold.descriptors(),
+            deadline.into_iter().chain(reminder).chain(look_again).min(),
+        )?;
     }
 }
 
@@ -209,21 +211,6 @@ pub fn variables(hold: &Hold, claims: &[Claim]) -> Vec<(String, String)> {
     });
     let tickets = (HELD_VARIABLE.to_owned(), deadlock::to_variable(&hold.held()));
     first.into_iter().chain(each).chain([tickets]).collect()
-}
-
-/// Sleeps until one of the descriptors is readable, or the deadline.
-fn sleep<'a>(
-    descriptors: impl Iterator<Item = BorrowedFd<'a>>,
-    deadline: Option<Instant>,
-) -> io::Result<()> {
-    let mut polled: Vec<_> =
-        descriptors.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-    let left = deadline.map(|until| until.saturating_duration_since(Instant::now()));
-    let left = left.and_then(|left| Timespec::try_from(left).ok());
-    match rustix::event::poll(&mut polled, left.as_ref()) {
-        Err(e) if e != rustix::io::Errno::INTR => Err(e.into()),
-        _ => Ok(()),
-    }
 }
 
 /// The signals that concern a protected command.
@@ -253,7 +240,7 @@ fn follow(
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
-        sleep([signals.0.get_read().as_fd()].into_iter(), warn_at)?;
+        os::sleep([signals.0.get_read().as_fd()].into_iter(), warn_at)?;
         for Origin { signal, cause, .. } in signals.0.pending() {
             if signal != SIGCHLD && cause != Cause::Kernel {
                 pass_on(&child, signal);

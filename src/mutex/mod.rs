@@ -31,10 +31,11 @@
 //! 8. Nothing in a mutex folder is removed but dead tickets; after taking `os.lock` or `guard` its
 //!    inode is compared with the path's, so a file that a cleaner removed is noticed.
 //! 9. A claim that would wait, in the end, for itself is refused ([`deadlock`]).
-//!
-//! What it does not do: break a hold.
+//! 10. No hold is ever broken by itself. Who breaks one names its ticket, and ends its process tree
+//!     first ([`breaking`]).
 
 pub mod append;
+pub mod breaking;
 pub mod deadlock;
 pub mod hold;
 pub mod holder;

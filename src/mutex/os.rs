@@ -9,9 +9,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use named_lock::{NamedLock, NamedLockGuard};
-use rustix::event::EventfdFlags;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::fs::{FlockOperation, OFlags, flock, inotify};
 
 use super::MutexError;
@@ -274,6 +275,21 @@ pub(super) fn sleeper(sleep: impl FnOnce() + Send + 'static) -> Result<(), Mutex
         .spawn(sleep)
         .map(drop)
         .map_err(MutexError::Wake)
+}
+
+/// Sleeps until one of the descriptors is readable, or the deadline.
+pub(super) fn sleep<'a>(
+    descriptors: impl Iterator<Item = BorrowedFd<'a>>,
+    deadline: Option<Instant>,
+) -> io::Result<()> {
+    let mut polled: Vec<_> =
+        descriptors.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
+    let left = deadline.map(|until| until.saturating_duration_since(Instant::now()));
+    let left = left.and_then(|left| Timespec::try_from(left).ok());
+    match rustix::event::poll(&mut polled, left.as_ref()) {
+        Err(e) if e != rustix::io::Errno::INTR => Err(e.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Those of `signals` that this process was not started to ignore, by nohup say.

@@ -1,6 +1,7 @@
 //! `baton mutex`: named mutexes for people and scripts. No agent is needed.
 
 mod append;
+mod breaking;
 mod once;
 mod run;
 mod status;
@@ -30,6 +31,7 @@ enum MutexCommand {
     Status(status::StatusArgs),
     Append(append::AppendArgs),
     Once(once::OnceArgs),
+    Break(breaking::BreakArgs),
     /// Print the path of a mutex's plain lock file, for flock(1) and other tools
     ///
     /// Who locks that file (flock, exclusive or shared) excludes and is excluded; for example:
@@ -44,6 +46,7 @@ pub(super) fn mutex(args: MutexArgs, root: &Path) -> Result<ExitCode, Failure> {
     match args.command {
         MutexCommand::Run(args) => run(&args, root),
         MutexCommand::Once(args) => once::once(&args, root),
+        MutexCommand::Break(args) => breaking::break_hold(args, root),
         MutexCommand::Append(args) => append::append(args, root),
         MutexCommand::Status(args) => status::status(&args, root),
         MutexCommand::Path { name } => {

@@ -141,7 +141,7 @@ fn at_most(text: &str) -> Result<NonZeroU32, String> {
 }
 
 /// Parses a reason: one line.
-fn reason(text: &str) -> Result<String, String> {
+pub(super) fn reason(text: &str) -> Result<String, String> {
     check_text(text, MAX_REASON_BYTES).map_err(|error| error.to_string())?;
     Ok(text.to_owned())
 }

@@ -1,0 +1,293 @@
+//! Breaking a hold: an operator ends the holder, with its whole process tree, so that the line goes on.
+//! Nothing is ever broken by itself.
+//!
+//! 1. Compare and break: it works only on the ticket that the operator names, while it holds.
+//! 2. The tree is ended first: it is asked, has a grace, and is killed. The mutex is free when the kernel
+//!    says so; nothing in the folder is removed by force.
+//! 3. Who broke what and why is on record before anybody is asked.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
+use super::line::{Claimant, Entry, Folder};
+use super::status::{self, Standing};
+use super::{MutexError, MutexName, os};
+use crate::process::{self, Process};
+
+/// How long the tree has after it was asked, unless the operator says otherwise: longer than a script of
+/// an agent has by default.
+pub const GRACE: Duration = Duration::from_secs(15);
+/// How long killed processes may take to be gone.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long to wait before looking again for processes that were started meanwhile.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct Breaking {
+    /// The mutex.
+    pub name: MutexName,
+    /// The ticket that is to hold it.
+    pub ticket: u64,
+    /// Why.
+    pub reason: String,
+    /// How long the tree has after it was asked.
+    pub grace: Duration,
+}
+
+/// A line of the record: JSON in the file `breaks` of the mutex's folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Break {
+    /// When.
+    pub at: Timestamp,
+    /// The ticket.
+    pub ticket: u64,
+    /// Who held it.
+    pub holder: Claimant,
+    /// The user who broke it.
+    pub by_user: String,
+    /// The process in which.
+    pub by_pid: u32,
+    /// Why.
+    pub reason: String,
+}
+
+/// Why a hold was not broken.
+#[derive(Debug, thiserror::Error)]
+pub enum BreakError {
+    /// The folder can't be used.
+    #[error(transparent)]
+    Mutex(#[from] MutexError),
+    /// Another ticket holds it, or none.
+    #[error("ticket {ticket} does not hold `{name}`; {}", holders(.holding))]
+    NotHolding {
+        /// The mutex.
+        name: MutexName,
+        /// The ticket that was named.
+        ticket: u64,
+        /// Those that hold it.
+        holding: Vec<u64>,
+    },
+    /// The record can't be written; nothing was done.
+    #[error("record {path}")]
+    Record {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Processes of the tree were killed and are still there, or belong to another user.
+    #[error("still there: {}", .0.join(", "))]
+    StillThere(Vec<String>),
+    /// The system refused.
+    #[error("system call")]
+    System(#[from] io::Error),
+}
+
+fn holders(holding: &[u64]) -> String {
+    match holding {
+        [] => "nobody holds it".to_owned(),
+        [one] => format!("{one} does"),
+        several => {
+            let several: Vec<String> = several.iter().map(u64::to_string).collect();
+            format!("{} do", several.join(", "))
+        }
+    }
+}
+
+/// Ends the holder's process tree; returns when the ticket is gone, who it was.
+///
+/// # Errors
+/// When another ticket holds the mutex (nothing was done), or what can't be ended is left.
+pub fn break_hold(root: &Path, wanted: &Breaking) -> Result<Standing, BreakError> {
+    let status = status::status(root, &wanted.name)?;
+    let holder = status.holders().iter().find(|standing| standing.ticket == wanted.ticket);
+    let Some(holder) = holder.cloned() else {
+        let holding = status.holders().iter().map(|standing| standing.ticket).collect();
+        let (name, ticket) = (wanted.name.clone(), wanted.ticket);
+        return Err(BreakError::NotHolding { name, ticket, holding });
+    };
+    let folder = Folder::open(root, &wanted.name)?;
+    let entry = Entry { number: holder.ticket, mode: holder.mode };
+    let Some(ticket) = folder.look(entry)? else {
+        return Ok(holder);
+    };
+    record(root, wanted, &holder.who)?;
+    let mut tree = Tree::of(&holder.who, &ticket.file)?;
+    tree.ask(&holder.who);
+    if !tree.is_gone(Instant::now().checked_add(wanted.grace))? {
+        tree.force()?;
+    }
+    // Removes what the dead left, as any claim would (rule 2 of the line).
+    folder.living(entry)?;
+    Ok(holder)
+}
+
+fn record_path(root: &Path, name: &MutexName) -> PathBuf {
+    root.join(name.as_str()).join("breaks")
+}
+
+fn record(root: &Path, wanted: &Breaking, holder: &Claimant) -> Result<(), BreakError> {
+    let me = Claimant::this_process(String::new());
+    let line = Break {
+        at: Timestamp::now(),
+        ticket: wanted.ticket,
+        holder: holder.clone(),
+        by_user: me.user,
+        by_pid: me.pid,
+        reason: wanted.reason.clone(),
+    };
+    let path = record_path(root, &wanted.name);
+    let write = || {
+        let mut file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .custom_flags(os::plain_flags())
+            .open(&path)?;
+        file.write_all(format!("{}\n", serde_json::to_string(&line)?).as_bytes())?;
+        file.sync_data()
+    };
+    write().map_err(|source| BreakError::Record { path: path.clone(), source })
+}
+
+/// The last time that the mutex was broken, if it ever was and the record can be read.
+pub fn last_break(root: &Path, name: &MutexName) -> Option<Break> {
+    let text = std::fs::read_to_string(record_path(root, name)).ok()?;
+    text.lines().rev().find_map(|line| serde_json::from_str(line).ok())
+}
+
+/// The processes of a hold.
+struct Tree {
+    /// The ticket's device and inode.
+    ticket: (u64, u64),
+    /// The processes from which the tree grows.
+    roots: Vec<Process>,
+    /// All that were ever found in it, and what tells their end.
+    found: Vec<(Process, OwnedFd)>,
+}
+
+impl Tree {
+    fn of(who: &Claimant, ticket: &File) -> io::Result<Self> {
+        let found = ticket.metadata()?;
+        let roots = Process::read(who.pid).into_iter().collect();
+        let mut tree = Self { ticket: (found.dev(), found.ino()), roots, found: Vec::new() };
+        tree.grow();
+        Ok(tree)
+    }
+
+    /// Finds those that keep the ticket, and those below them.
+    fn grow(&mut self) {
+        let me = std::process::id();
+        let keeps = |process: &Process| keeps_lock(process.pid, self.ticket);
+        let keepers: Vec<Process> = process::all().filter(keeps).collect();
+        let living = self.roots.iter().filter(|root| root.watch().is_some());
+        let above: Vec<Process> = living.cloned().chain(keepers).collect();
+        let below = above.iter().flat_map(|process| process::below(process.pid));
+        let all: Vec<Process> = below.chain(above.iter().cloned()).collect();
+        for process in all.into_iter().filter(|process| process.pid != me) {
+            if !self.found.iter().any(|(found, _)| found.is_same(&process))
+                && let Some(descriptor) = process.watch()
+            {
+                self.found.push((process, descriptor));
+            }
+        }
+    }
+
+    /// A supervisor is asked alone: it ends its script, records the outcome, and gives back last. A
+    /// wrapper would give back as soon as its command ends: it is killed first, so that the tree keeps
+    /// the ticket until it is gone.
+    fn ask(&mut self, who: &Claimant) {
+        let own = self.found.iter().find(|(process, _)| process.pid == who.pid);
+        match own {
+            Some((supervisor, _)) if who.script_id.is_some() => {
+                supervisor.signal(Signal::TERM);
+                return;
+            }
+            Some((wrapper, _)) => drop(wrapper.signal(Signal::KILL)),
+            None => {}
+        }
+        // What was started in between.
+        self.grow();
+        for (process, _) in self.found.iter().filter(|(process, _)| process.pid != who.pid) {
+            process.signal(Signal::TERM);
+            // One that was stopped would not hear it.
+            process.signal(Signal::CONT);
+        }
+    }
+
+    /// Waits until all have ended, or the deadline.
+    fn is_gone(&mut self, deadline: Option<Instant>) -> io::Result<bool> {
+        loop {
+            let living: Vec<BorrowedFd<'_>> = self.living().map(|(_, fd)| fd.as_fd()).collect();
+            if living.is_empty() {
+                self.grow();
+                if self.living().next().is_none() {
+                    return Ok(true);
+                }
+                continue;
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(false);
+            }
+            os::sleep(living.into_iter().take(1), deadline)?;
+        }
+    }
+
+    fn force(&mut self) -> Result<(), BreakError> {
+        let limit = Instant::now().checked_add(KILL_LIMIT);
+        loop {
+            self.grow();
+            for (process, _) in self.living() {
+                process.signal(Signal::KILL);
+            }
+            // It may have started others before it died.
+            if self.is_gone(limit.min(Instant::now().checked_add(LOOK_AGAIN)))? {
+                return Ok(());
+            }
+            if limit.is_some_and(|limit| Instant::now() >= limit) {
+                let name = |(process, _): &(Process, OwnedFd)| {
+                    format!("pid {} ({})", process.pid, process.command_line())
+                };
+                return Err(BreakError::StillThere(self.living().map(name).collect()));
+            }
+        }
+    }
+
+    fn living(&self) -> impl Iterator<Item = &(Process, OwnedFd)> {
+        self.found.iter().filter(|(_, descriptor)| !is_readable(descriptor))
+    }
+}
+
+fn is_readable(descriptor: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(descriptor, PollFlags::IN)];
+    rustix::event::poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+}
+
+/// Whether a process has an open file by which the exclusive OS lock on `file` is held. Those who only
+/// look at it, or sleep on it, don't.
+fn keeps_lock(pid: u32, file: (u64, u64)) -> bool {
+    let folder = PathBuf::from(format!("/proc/{pid}"));
+    let descriptors = std::fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
+    let mut those_of_it = descriptors.filter(|descriptor| {
+        let found = std::fs::metadata(descriptor.path());
+        found.is_ok_and(|found| (found.dev(), found.ino()) == file)
+    });
+    those_of_it.any(|descriptor| {
+        let info = std::fs::read_to_string(folder.join("fdinfo").join(descriptor.file_name()));
+        let is_lock = |line: &str| {
+            line.starts_with("lock:") && line.contains("FLOCK") && line.contains("WRITE")
+        };
+        info.is_ok_and(|info| info.lines().any(is_lock))
+    })
+}
