@@ -386,3 +386,67 @@ fn an_outsider_is_excluded_until_the_tree_of_a_killed_wrapper_has_ended() {
     assert_eq!(outsider.attempt(&path, Manner::Try), 0);
     gate.open();
 }
+
+/// The fragments in a language that the documentation shows for other tools.
+fn documented(language: &str) -> Vec<String> {
+    let text = std::fs::read_to_string("docs/mutexes.md").unwrap();
+    let section = text.split("\n## Joining from other tools\n").nth(1).unwrap();
+    let section = section.split("\n###").next().unwrap();
+    let start = format!("```{language}\n");
+    let fragments = section.split(&start).skip(1);
+    fragments.map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn what_the_documentation_shows_excludes_and_is_excluded() {
+    let world = World::new();
+    let folder = world.path("");
+    let protected = folder.join("rotate-log.sh");
+    support::write(&protected, &format!("#!/bin/sh\necho outside >> order; {HOLD}\n"));
+    rustix::fs::chmod(&protected, rustix::fs::Mode::RWXU).unwrap();
+    let path = format!(
+        "{}:{}",
+        Path::new(BATON).parent().unwrap().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let mut count = 0;
+    for (language, program, outsider) in
+        [("sh", "sh", Outsider::Flock), ("python", "python3", Outsider::Python)]
+    {
+        for fragment in documented(language) {
+            count += 1;
+            if !outsider.is_here() {
+                continue;
+            }
+            let mut command = Command::new(program);
+            command.args(["-c", &fragment]).current_dir(&folder);
+            command.env("PATH", &path).env("BATON_MUTEX_DIR", world.mutexes());
+            support::write(&folder.join("order"), "");
+            let note = format!("{HOLD}; echo inside >> '{}'", folder.join("order").display());
+            let inside = Peer::holding(run_text(&world, &[], &note));
+            let mut outside = Peer::start(command);
+            inside.end();
+            outside.holds();
+            assert_eq!(lines(&folder.join("order")), ["inside", "outside"], "{fragment}");
+            assert_is_busy_outside(attempt(&world, &[]));
+            outside.end();
+            assert_eq!(attempt(&world, &[]).0, 0, "{fragment}");
+        }
+    }
+    assert_eq!(count, 3);
+}
+
+#[test]
+fn what_the_documentation_shows_is_in_the_programs_that_are_tested() {
+    for (language, program) in
+        [("rust", "examples/named_lock.rs"), ("csharp", "tests/clients/dotnet/Lock.cs")]
+    {
+        let program = std::fs::read_to_string(program).unwrap();
+        let program: Vec<&str> = program.lines().map(str::trim).collect();
+        let fragments = documented(language);
+        assert_eq!(fragments.len(), 1);
+        for line in fragments[0].lines().map(str::trim) {
+            assert!(program.contains(&line), "{line}");
+        }
+    }
+}
