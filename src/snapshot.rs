@@ -67,7 +67,12 @@ pub struct Wait {
 impl Wait {
     /// The wait in words: who holds the mutex, since when, how many are before.
     pub fn reason(&self) -> String {
-        let mut text = format!("`{}` ", self.mutex);
+        self.reason_of(&format!("`{}`", self.mutex))
+    }
+
+    /// The same, of a mutex that people know by something else than its name.
+    pub fn reason_of(&self, what: &str) -> String {
+        let mut text = format!("{what} ");
         let (named, more) = match self.holders.first() {
             Some(first) => (describe(first), self.holder_count.saturating_sub(1)),
             None if self.foreign => ("a program outside baton".to_owned(), 0),

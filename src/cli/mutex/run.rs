@@ -172,27 +172,29 @@ fn split(words: &[OsString]) -> Result<(Vec<MutexName>, &[OsString]), Failure> {
 
 /// Who is in the way, in words.
 pub(super) fn describe(blocked: &[Blocked]) -> String {
-    let waits: Vec<_> = blocked
-        .iter()
-        .map(|blocked| {
-            let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-            let wait = Wait {
-                mutex: blocked.mutex.clone(),
-                position: count(blocked.position),
-                holder_count: count(blocked.holders.len()),
-                holders: blocked.holders.clone(),
-                ahead: blocked.ahead.clone(),
-                ahead_count: count(blocked.position.saturating_sub(1)),
-                foreign: blocked.foreign,
-            };
-            format!("waiting, position {}: {}", wait.position, wait.reason())
-        })
-        .collect();
-    waits.join("; ")
+    let tell = |blocked: &Blocked| {
+        let wait = wait_of(blocked);
+        format!("waiting, position {}: {}", wait.position, wait.reason())
+    };
+    blocked.iter().map(tell).collect::<Vec<_>>().join("; ")
+}
+
+/// Who is in the way, as a script's waits tell it.
+pub(in crate::cli) fn wait_of(blocked: &Blocked) -> Wait {
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    Wait {
+        mutex: blocked.mutex.clone(),
+        position: count(blocked.position),
+        holder_count: count(blocked.holders.len()),
+        holders: blocked.holders.clone(),
+        ahead: blocked.ahead.clone(),
+        ahead_count: count(blocked.position.saturating_sub(1)),
+        foreign: blocked.foreign,
+    }
 }
 
 /// The command's exit status; 128 and the signal when one ended it, as shells have it.
-fn exit_code(status: ExitStatus) -> ExitCode {
+pub(in crate::cli) fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     let code = code.and_then(|code| u8::try_from(code).ok());
     ExitCode::from(code.unwrap_or(code::INTERNAL))
