@@ -1,9 +1,10 @@
 //! Pure: what a mutex may be called. A name is one component of a path, so nothing else gets in.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::script::{NameError, check_name, check_text, variable};
 
@@ -26,18 +27,31 @@ impl MutexName {
     ///
     /// Two different keys never become the same name: `_` itself is encoded too.
     pub fn for_key(key: &ExclusiveKey) -> Self {
-        Self::encode("key.", key)
+        Self::encode("key.", key.0.as_bytes())
     }
 
     /// The mutex under which something runs once: `migrate/web` becomes `once.migrate_2Fweb`.
     pub fn for_once(key: &ExclusiveKey) -> Self {
-        Self::encode("once.", key)
+        Self::encode("once.", key.0.as_bytes())
     }
 
-    fn encode(prefix: &str, key: &ExclusiveKey) -> Self {
-        use fmt::Write as _;
+    /// The mutex in whose line those stand who lock the file at this path: `/run/web` becomes
+    /// `flock._2Frun_2Fweb`, and a path that is too long for that `flock.sha256-` and its digest.
+    pub fn for_file(path: &[u8]) -> Self {
+        let mut name = Self::encode("flock.", path);
+        if name.0.len() > Self::MAX_LEN {
+            "flock.sha256-".clone_into(&mut name.0);
+            for byte in Sha256::digest(path) {
+                // Writing into a String can't fail.
+                write!(name.0, "{byte:02x}").unwrap_or_default();
+            }
+        }
+        name
+    }
+
+    fn encode(prefix: &str, text: &[u8]) -> Self {
         let mut name = String::from(prefix);
-        for byte in key.0.bytes() {
+        for &byte in text {
             if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.' {
                 name.push(char::from(byte));
             } else {
@@ -154,6 +168,16 @@ mod tests {
     fn the_longest_key_still_is_a_name() {
         let name = named(&"ä".repeat(ExclusiveKey::MAX_LEN / 2));
         assert!(name.parse::<MutexName>().is_ok(), "{name}");
+    }
+
+    #[test]
+    fn a_file_s_path_becomes_a_name_that_no_other_path_has() {
+        let named = |path: &str| MutexName::for_file(path.as_bytes()).to_string();
+        assert_eq!(named("/run/web_1.lock"), "flock._2Frun_2Fweb_5F1.lock");
+        let long = format!("/{}", "x".repeat(300));
+        let (one, other) = (named(&long), named(&format!("{long}x")));
+        assert!(one.starts_with("flock.sha256-") && one != other);
+        assert!(one.parse::<MutexName>().is_ok() && named("/").parse::<MutexName>().is_ok());
     }
 
     proptest::proptest! {
