@@ -4,6 +4,7 @@ mod agent;
 mod cancel;
 mod demo;
 mod failure;
+mod flock;
 mod identity;
 mod list;
 mod logs;
@@ -32,6 +33,7 @@ Examples:
   baton run --target web-1 deploy.sh           run it on another machine
   baton queue                                  who runs, who waits, and for whom
   baton mutex run log -- sh -c 'date >> log'   protect a command with a named mutex
+  baton flock /tmp/build.lock make             flock(1), in order of arrival
   baton demo                                   see five projects share a machine
 
 Exit status: the script's own; else 124 run time limit, 75 queue time limit or busy,
@@ -49,7 +51,7 @@ struct Cli {
 }
 
 /// Where baton keeps what.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[expect(clippy::struct_field_names, reason = "the names of the flags")]
 struct Folders {
     /// Folder of identity, configuration, peers and targets [env: BATON_CONFIG_DIR]
@@ -99,6 +101,7 @@ enum Command {
     Logs(logs::LogsArgs),
     Cancel(cancel::CancelArgs),
     Mutex(mutex::MutexArgs),
+    Flock(flock::FlockArgs),
     Agent(agent::AgentArgs),
     Target(target::TargetArgs),
     Identity(identity::IdentityArgs),
@@ -141,24 +144,29 @@ struct MutexRun {
 }
 
 impl MutexRun {
-    fn try_parse() -> Option<Self> {
-        let mut words = std::env::args_os().skip(1);
-        if words.next()? != "mutex" || words.next()? != "run" {
+    fn try_parse(words: &[OsString]) -> Option<Self> {
+        let [program, mutex, run, words @ ..] = words else { return None };
+        if mutex != "mutex" || run != "run" {
             return None;
         }
-        Self::try_parse_from([OsString::from("baton")].into_iter().chain(words)).ok()
+        Self::try_parse_from([program].into_iter().chain(words)).ok()
     }
 }
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
-    let done = match MutexRun::try_parse() {
-        Some(MutexRun { folders, args }) => Directories::mutex_folder(folders.set())
-            .map_err(Failure::from)
-            .and_then(|root| mutex::run(&args, &root)),
-        None => dispatch(Cli::parse()),
-    };
-    done.unwrap_or_else(Failure::report)
+    let words: Vec<OsString> = std::env::args_os().collect();
+    run_command(&words).unwrap_or_else(Failure::report)
+}
+
+fn run_command(words: &[OsString]) -> Result<ExitCode, Failure> {
+    if let Some(words) = flock::words_of(words) {
+        return flock::flock(words, Folders::default().set());
+    }
+    if let Some(MutexRun { folders, args }) = MutexRun::try_parse(words) {
+        return mutex::run(&args, &Directories::mutex_folder(folders.set())?);
+    }
+    dispatch(Cli::parse_from(words))
 }
 
 fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
@@ -166,6 +174,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     // No runtime and no other folder: it is on the way of every protected command.
     if let Command::Mutex(args) = cli.command {
         return mutex::mutex(args, &Directories::mutex_folder(set)?);
+    }
+    if let Command::Flock(args) = cli.command {
+        return flock::flock(&args.words, set);
     }
     let folders = Directories::resolve(set)?;
     match cli.command {
@@ -176,6 +187,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Cancel(args) => asynchronous(cancel::cancel(args, folders)),
         Command::Demo(args) => asynchronous(demo::demo(args, folders)),
         Command::Mutex(args) => mutex::mutex(args, &folders.mutex),
+        Command::Flock(args) => {
+            let mutex = Some(folders.mutex);
+            flock::flock(&args.words, DirectoryOverrides { mutex, ..DirectoryOverrides::default() })
+        }
         Command::Agent(args) => agent::agent(args, folders),
         Command::Target(args) => target::target(args, &folders),
         Command::Identity(args) => identity::identity(&args, &folders),

@@ -158,7 +158,7 @@ pub fn acquire(
 }
 
 /// Waits until all mutexes are held; or returns who is in the way when the time is over.
-fn wait(
+pub(super) fn wait(
     hold: &mut Hold,
     wish: &Wish,
     tell: &mut impl FnMut(Notice<'_>),

@@ -37,6 +37,7 @@
 pub mod append;
 pub mod breaking;
 pub mod deadlock;
+pub mod front;
 pub mod hold;
 pub mod holder;
 pub mod line;

@@ -16,6 +16,8 @@ pub(super) use run::{RunArgs, run};
 use super::failure::Failure;
 use super::screen::write_out;
 use crate::mutex::MutexName;
+pub(super) use run::{exit_code, wait_of};
+pub(super) use status::outsider;
 
 /// Protect commands with named mutexes that all processes of the machine share
 #[derive(Debug, Args)]

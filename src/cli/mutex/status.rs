@@ -85,7 +85,8 @@ fn row(name: &str, state: String, standing: &Standing) -> Vec<String> {
     vec![name.to_owned(), state, for_how_long, mode, ticket.to_string(), who]
 }
 
-fn outsider(foreign: &LockOwner) -> String {
+/// A process that takes part without a line, in words.
+pub(in crate::cli) fn outsider(foreign: &LockOwner) -> String {
     let command = if foreign.command.is_empty() { "ended" } else { &foreign.command };
     format!("pid {} ({command}), without baton", foreign.pid)
 }

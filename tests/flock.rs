@@ -1,0 +1,423 @@
+//! Promise: `baton flock` is flock(1), with its options, exit codes and effects, but in order of
+//! arrival.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails here")]
+
+mod support;
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+
+use rustix::fs::{FlockOperation, flock};
+use support::{BATON, World, finish, lines, spawn};
+
+/// The flock of util-linux: what it does is right.
+const ORACLE: &str = "/usr/bin/flock";
+
+/// Shell texts that call `flock` in an empty folder. What they print and leave behind is compared.
+const CASES: &[&str] = &[
+    // Forms of the command line.
+    "flock f true",
+    "flock f false",
+    "flock f sh -c 'exit 7'",
+    "flock f echo -s -n --help",
+    "flock f -c 'echo $0 one  two; exit 3'",
+    "flock f --command 'exit 3'",
+    "SHELL=/bin/bash flock f -c 'echo $0'",
+    "SHELL= flock f -c 'echo $0'",
+    "SHELL=/no/shell flock f -c true",
+    "flock -- f echo hi",
+    "flock -s -- f echo hi",
+    "flock -xsun f echo hi",
+    "flock 9 true; ls",
+    "flock - true; ls",
+    "flock . true",
+    "flock /dev/null true",
+    "ln -s there here; flock here true; ls",
+    "umask 027; flock f true; stat -c %a f",
+    "echo text | flock f cat",
+    "printf 'echo no interpreter $*\\n' > script; chmod +x script; flock f ./script a b",
+    "printf 'echo in path $*\\n' > script; chmod +x script; PATH=$PATH:. flock f script a b",
+    // Options.
+    "flock --shared f true && flock --exclusive f true && flock -e f true",
+    "flock --nonblock f true && flock --nonblocking f true && flock --nb f true",
+    "flock --non f true && flock --t 1 f true && flock --verb f true >/dev/null",
+    "flock --verbose f echo hi",
+    "flock --verbose -n 9 9>f",
+    "flock --timeout 1 f true && flock --wait=1 f true && flock -w1 f true && flock -nw1 f true",
+    "flock --close f true && flock -o f true && flock --no-fork f true",
+    "flock -E 0 f true && flock --conflict-exit-code=255 f true && flock -E ' 5' f true",
+    "flock -w .5 f true && flock -w 1. f true && flock -w +1e3 f true && flock -w -0 f true",
+    "flock -F f sh -c 'exit 4'",
+    "sh -c 'pid=$$; export pid; exec flock -F f sh -c \"test \\$pid = \\$\\$\"'",
+    "sh -c 'pid=$$; export pid; exec flock f sh -c \"test \\$pid = \\$\\$\"'",
+    "flock --help >/dev/null && flock -h >/dev/null && flock -V >/dev/null && flock --vers >/dev/null",
+    // What is refused.
+    "flock",
+    "flock f",
+    "flock -n",
+    "flock -c true f",
+    "flock --command true f",
+    "flock f -c",
+    "flock f -c true x",
+    "flock f --comm 'exit 3'; echo $?; ls",
+    "flock -Z f true; echo $?; ls",
+    "flock --zzz f true",
+    "flock --no f true",
+    "flock --ver f true",
+    "flock --shared=1 f true",
+    "flock -w",
+    "flock --timeout",
+    "flock -oF f true; echo $?; ls",
+    "flock -E 256 f true",
+    "flock -E -1 f true",
+    "flock -E 0x5 f true",
+    "flock -E '' f true",
+    "flock -E '5 ' f true",
+    "flock -w x f true; echo $?; ls",
+    "flock -w -1 f true; echo $?; ls",
+    "flock -w -0.5 f true",
+    "flock -w inf f true",
+    "flock -w nan f true",
+    "flock -w 1s f true",
+    "flock -w '' f true",
+    "flock -w 1,5 f true",
+    "flock -w 99999999999999999999 f true",
+    "flock no/folder/f true",
+    "flock '' true",
+    "flock f/ true",
+    "ln -s no/where l; flock l true",
+    "flock f no-such-command",
+    "flock -F f no-such-command",
+    "flock f /tmp",
+    "flock f ''",
+    "flock abc",
+    "flock 9x",
+    "flock ' 9' 9>f",
+    "flock 0x9 9>f",
+    "flock -1",
+    "flock -- -1",
+    "flock 98",
+    "flock -u 98",
+    "flock 99999999999",
+    // Ended by a signal.
+    "flock f sh -c 'kill -9 $$'",
+    "flock -F f sh -c 'kill -9 $$'; echo $?",
+    "flock f sh -c 'kill -TERM $$'",
+    "(trap '' CHLD; flock f sh -c 'exit 3')",
+    // The lock of a descriptor stays.
+    "exec 9>f; flock 9; flock -n f true; echo $?; flock -u 9; flock -n f true; echo $?",
+    "exec 9>f; flock -s 9; flock -n f true; echo $?; flock -ns f true; echo $?",
+    "exec 9>f; flock 9; flock 9; flock -s 9; flock -ns f true; echo $?; flock -x 9; flock -ns f true",
+    "exec 9>f 8>f; flock 9; flock -n 8; echo $?; flock -n -E 7 8; echo $?; flock -w 0.05 8; echo $?",
+    "exec 9>f 8>f; flock 9; flock -w 0.05 8; echo $?; flock -u 9; flock -n f true; echo $?",
+    "exec 9>>f 8>>f; chmod 0 f; flock -s 9; flock -n -s 8; flock -w 0.05 8; echo $?",
+    "(flock -n 9 || exit 1; flock -n f true; echo $?) 9>f; flock -n f true; echo $?",
+    "exec 9<.; flock 9; flock -n . true; echo $?",
+    // Others hold it.
+    "exec 9>f; flock 9; for o in '-n' '-n -E 7' '-E 0 -n' '-w 0' '-w 0.05' '-nw 5' '-w 0 -w 0.05' \
+     '-w 1e-9' '-s -n' '-u' '-n -u' '-F -n'; do flock $o f echo ran; echo $?; done",
+    "exec 9>f; flock 9; flock --verbose -n f true; echo $?; flock --verbose -w 0.05 f true; echo $?",
+    "mkfifo on gate; flock f sh -c 'echo > on; read _ < gate' & read _ < on; \
+     flock -n f true; echo $?; flock -w 0.05 -E 9 f true; echo $?; flock -ns f true; echo $?; \
+     flock -u f echo ran; echo > gate; wait; flock -n f true; echo $?",
+    "mkfifo on gate; flock -s f sh -c 'echo > on; read _ < gate' & read _ < on; \
+     flock -n f true; echo $?; flock -ns f true; echo $?; echo > gate; wait; flock -n f true; echo $?",
+    "mkfifo on gate; flock f sh -c 'echo > on; read _ < gate' & read _ < on; \
+     exec 9>f; flock -n 9; echo $?; flock -w 0.05 9; echo $?; echo > gate; wait; flock -n f true; \
+     echo $?; flock 9; flock -n f true; echo $?",
+    "flock f sh -c 'flock -n f true; echo $?; flock -w 0.05 f true; echo $?'",
+    "flock -s f sh -c 'flock -s f echo both; flock -n f true; echo $?'",
+    // What a command leaves running keeps the lock that it inherited.
+    "mkfifo gate; flock f sh -c '(read _ < gate) > /dev/null & echo started'; \
+     flock -n f true; echo $?; echo > gate",
+    "mkfifo gate; flock -o f sh -c '(read _ < gate) > /dev/null & echo started'; \
+     flock -n f true; echo $?; echo > gate",
+    "mkfifo gate; flock -F f sh -c '(read _ < gate) > /dev/null & echo started'; \
+     flock -n f true; echo $?; echo > gate",
+    "flock f sh -c 'flock -u 3; flock -n f true; echo $?'",
+    "flock f sh -c 'test -e /proc/$$/fd/3'; flock -o f sh -c 'test -e /proc/$$/fd/3'; echo $?",
+    // It is killed: the command goes on and keeps what it inherited.
+    "mkfifo on gate end; flock f sh -c 'echo > on; read _ < gate; echo > end' & read _ < on; kill $!; \
+     wait $!; echo $?; flock -n f true; echo $?; echo > gate; read _ < end",
+    "mkfifo on gate end; flock -o f sh -c 'echo > on; read _ < gate; echo > end' & read _ < on; \
+     kill $!; wait $!; echo $?; flock -n f true; echo $?; echo > gate; read _ < end",
+];
+
+/// What a shell text did.
+#[derive(Debug, PartialEq, Eq)]
+struct Effect {
+    code: i32,
+    out: String,
+    /// Scripts may capture it.
+    is_stderr_silent: bool,
+    /// The files that it left, and whether `f` still is locked.
+    left: Vec<String>,
+}
+
+/// A folder with a `flock` in it, which is the program to try.
+fn program(world: &World, name: &str) -> PathBuf {
+    let folder = world.path(name);
+    std::fs::create_dir(&folder).unwrap();
+    let path = folder.join("flock");
+    match name {
+        "oracle" => symlink(ORACLE, &path).unwrap(),
+        "link" => symlink(BATON, &path).unwrap(),
+        _ => {
+            support::write(&path, &format!("#!/bin/sh\nexec {BATON} flock \"$@\"\n"));
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        }
+    }
+    folder
+}
+
+fn shell(world: &World, program: &Path, text: &str) -> Command {
+    let mut command = Command::new("sh");
+    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
+    command.args(["-c", text]).env("PATH", path).env("BATON_MUTEX_DIR", world.mutexes());
+    command.env_remove("SHELL").stdin(Stdio::null());
+    command
+}
+
+fn effect(world: &World, program: &Path, text: &str) -> Effect {
+    let folder = tempfile::tempdir_in(world.path(".")).unwrap();
+    let (code, out, told) = finish(shell(world, program, text).current_dir(folder.path()));
+    let mut out: Vec<&str> = out.lines().map(|line| line.split(" took ").next().unwrap()).collect();
+    if text.contains("--verbose") {
+        // Its lines come when the buffer of flock(1) is written.
+        out.sort_unstable();
+    }
+    let files = std::fs::read_dir(folder.path()).unwrap();
+    let mut left: Vec<_> =
+        files.map(|file| file.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    left.sort();
+    let is_stderr_silent = told.is_empty();
+    Effect { code, out: out.join("\n"), is_stderr_silent, left }
+}
+
+#[test]
+fn options_forms_exit_codes_and_effects_are_those_of_flock() {
+    if !Path::new(ORACLE).exists() {
+        eprintln!("skipped: there is no {ORACLE} to compare with");
+        return;
+    }
+    let world = World::new();
+    let oracle = program(&world, "oracle");
+    let ours = [program(&world, "link"), program(&world, "word")];
+    let mut differences = Vec::new();
+    for text in CASES {
+        let right = effect(&world, &oracle, text);
+        for program in &ours {
+            let done = effect(&world, program, text);
+            if done != right {
+                let name = program.file_name().unwrap();
+                differences.push(format!("{text}\n  {right:?}\n  {done:?} {name:?}"));
+            }
+        }
+    }
+    assert!(differences.is_empty(), "\n{}", differences.join("\n"));
+}
+
+fn is_free(path: &Path) -> bool {
+    flock(File::open(path).unwrap(), FlockOperation::NonBlockingLockExclusive).is_ok()
+}
+
+/// A process of which the streams are read line by line.
+struct Running {
+    child: Child,
+    out: BufReader<ChildStdout>,
+    told: BufReader<ChildStderr>,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        let mut child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let told = BufReader::new(child.stderr.take().unwrap());
+        Self { child, out, told }
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.out.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    fn told(&mut self) -> String {
+        let mut line = String::new();
+        self.told.read_line(&mut line).unwrap();
+        line
+    }
+
+    fn ends_well(mut self) {
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn ten_waiters_of_both_forms_get_the_file_in_order_of_arrival() {
+    let world = World::new();
+    let program = program(&world, "link");
+    let (file, log, gate) = (world.path("f"), world.path("log"), world.gate());
+    let (file, log) = (file.display(), log.display());
+    let holder = format!("flock {file} sh -c 'echo on; {}'", gate.wait());
+    let mut holder = Running::start(&mut shell(&world, &program, &holder));
+    assert_eq!(holder.line(), "on");
+    let waiters: Vec<_> = (0..10)
+        .map(|number| {
+            let text = if number % 2 == 0 {
+                format!("flock --verbose {file} -c 'echo {number} >> {log}'")
+            } else {
+                format!("exec 9<{file}; flock --verbose 9; echo {number} >> {log}")
+            };
+            let mut waiter = Running::start(&mut shell(&world, &program, &text));
+            // It is in the line.
+            let told = waiter.told();
+            let place = format!("baton: waiting, position {}: `", number + 1);
+            assert!(told.starts_with(&place) && told.contains("f` is held by pid"), "{told}");
+            waiter
+        })
+        .collect();
+    gate.open();
+    holder.ends_well();
+    for waiter in waiters {
+        waiter.ends_well();
+    }
+    let expected: Vec<_> = (0..10).map(|number: u32| number.to_string()).collect();
+    assert_eq!(lines(&world.path("log")), expected);
+    assert!(is_free(&world.path("f")));
+}
+
+#[test]
+fn another_flock_excludes_and_is_excluded() {
+    if !Path::new(ORACLE).exists() {
+        eprintln!("skipped: there is no {ORACLE} to exclude");
+        return;
+    }
+    let world = World::new();
+    let (oracle, ours) = (program(&world, "oracle"), program(&world, "link"));
+    let file = world.path("f").display().to_string();
+    for (first, second) in [(&oracle, &ours), (&ours, &oracle)] {
+        for form in ["exec 9>F; flock 9; echo on; G", "flock F sh -c 'echo on; G'"] {
+            let gate = world.gate();
+            let text = form.replace('F', &file).replace('G', &gate.wait());
+            let mut holder = Running::start(&mut shell(&world, first, &text));
+            assert_eq!(holder.line(), "on");
+            let busy = format!("flock -n {file} true; echo $?; flock -w 0.05 -E 9 {file} true");
+            let (code, out, told) = finish(&mut shell(&world, second, &busy));
+            assert_eq!((code, out.as_str(), told.as_str()), (9, "1\n", ""));
+            let waiter = format!("flock --verbose {file} echo ran");
+            let mut waiter = Running::start(&mut shell(&world, second, &waiter));
+            if second == &ours {
+                let told = waiter.told();
+                assert!(told.contains("f` is held by pid"), "{told}");
+                assert!(told.ends_with(", without baton\n"), "{told}");
+            }
+            assert!(waiter.child.try_wait().unwrap().is_none());
+            gate.open();
+            holder.ends_well();
+            waiter.ends_well();
+        }
+    }
+}
+
+/// The plain lock of a mutex is the mutex: everybody stands in one line.
+#[test]
+fn who_locks_the_lock_file_of_a_mutex_stands_in_the_line_of_the_mutex() {
+    let world = World::new();
+    let program = program(&world, "link");
+    let (_, path, _) = finish(world.baton().args(["mutex", "path", "log"]));
+    let (path, log, gate) = (path.trim_end(), world.path("order"), world.gate());
+    let log = log.display();
+    let mut run = world.baton();
+    let text = format!("echo on; {}", gate.wait());
+    let mut holder = Running::start(run.args(["mutex", "run", "log", "--", "sh", "-c", &text]));
+    assert_eq!(holder.line(), "on");
+    let texts = [
+        format!("flock --verbose {path} -c 'echo file >> {log}'"),
+        format!("{BATON} mutex run log -- sh -c 'echo run >> {log}'"),
+        format!("exec 9>{path}; flock --verbose 9; echo descriptor >> {log}"),
+        format!("flock --verbose -o {path} -c 'echo closed >> {log}'"),
+    ];
+    let mut waiters = Vec::new();
+    for (place, text) in (1..).zip(texts) {
+        let mut waiter = Running::start(&mut shell(&world, &program, &text));
+        let told = waiter.told();
+        assert!(told.contains(&format!("waiting, position {place}: ")), "{told}");
+        waiters.push(waiter);
+    }
+    let (_, status, _) = finish(world.baton().args(["mutex", "status", "log", "--json"]));
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["waiters"].as_array().unwrap().len(), 4, "{status}");
+    gate.open();
+    holder.ends_well();
+    for waiter in waiters {
+        waiter.ends_well();
+    }
+    assert_eq!(lines(&world.path("order")), ["file", "run", "descriptor", "closed"]);
+    let (_, status, _) = finish(world.baton().args(["mutex", "status"]));
+    assert!(status.starts_with("nobody holds or wants"), "{status}");
+}
+
+/// flock(1) does not wait there either: the script would wait for whoever waits for the script.
+#[test]
+fn a_second_shared_lock_of_one_script_does_not_stand_behind_who_waits_for_the_first() {
+    let world = World::new();
+    let program = program(&world, "link");
+    let file = world.path("f").display().to_string();
+    for form in [
+        "exec 9>F; flock -s 9; echo on; G; sh -c 'exec 8>F; flock -s 8' && flock -s F echo in",
+        "flock -s F sh -c 'echo on; G; flock -s F true && (exec 8>F; flock -s 8) && flock -ns F echo in'",
+    ] {
+        let gate = world.gate();
+        let text = form.replace('F', &file).replace('G', &gate.wait().replace('\'', ""));
+        let mut script = Running::start(&mut shell(&world, &program, &text));
+        assert_eq!(script.line(), "on");
+        let alone = format!("flock --verbose {file} true");
+        let mut alone = Running::start(&mut shell(&world, &program, &alone));
+        assert!(alone.told().contains("position 1"));
+        gate.open();
+        assert_eq!(script.line(), "in", "{form}");
+        script.ends_well();
+        alone.ends_well();
+    }
+}
+
+#[test]
+fn a_line_that_cannot_be_used_is_told_and_the_lock_excludes_all_the_same() {
+    let world = World::new();
+    let file = world.path("f").display().to_string();
+    let text = format!("{BATON} flock -n {file} true; echo $?");
+    let flock = |variable: &str, value: &str| {
+        let mut flock = Command::new(BATON);
+        flock.env_clear().env("PATH", std::env::var("PATH").unwrap()).env(variable, value);
+        finish(flock.args(["flock", &file, "sh", "-c", &text]))
+    };
+    let (code, out, told) = flock("BATON_MUTEX_DIR", "/proc/no/folder");
+    assert_eq!((code, out.as_str()), (0, "1\n"));
+    assert_eq!(told.lines().count(), 2, "one line for each: {told}");
+    for line in told.lines() {
+        let start = format!("baton: `{file}` has no line, only its lock is taken: ");
+        assert!(line.starts_with(&start) && line.contains("/proc/no"), "{line}");
+    }
+}
+
+#[test]
+fn a_command_is_told_as_everywhere_what_it_can_do() {
+    let world = World::new();
+    let help = |words: &[&str]| finish(world.baton().args(words));
+    let (code, long, _) = help(&["flock", "--help"]);
+    assert_eq!(code, 0);
+    for word in ["Usage: baton flock", "--conflict-exit-code", "Examples:", "Exit status:"] {
+        assert!(long.contains(word), "{word}: {long}");
+    }
+    assert_eq!(help(&["help", "flock"]).1, long);
+    assert!(help(&["--help"]).1.contains("\n  flock "));
+    let folder = world.path("elsewhere").display().to_string();
+    let words = ["--mutex-dir", &folder, "flock", "-n", &format!("{folder}.f"), "true"];
+    assert_eq!(help(&words).0, 0);
+    assert!(world.path("elsewhere").is_dir());
+}
