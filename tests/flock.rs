@@ -141,9 +141,9 @@ const CASES: &[&str] = &[
     "flock f sh -c 'flock -u 3; flock -n f true; echo $?'",
     "flock f sh -c 'test -e /proc/$$/fd/3'; flock -o f sh -c 'test -e /proc/$$/fd/3'; echo $?",
     // It is killed: the command goes on and keeps what it inherited.
-    "mkfifo on gate end; flock f sh -c 'echo > on; read _ < gate; echo > end' & read _ < on; kill $!; \
+    "exec 2>/dev/null; mkfifo on gate end; flock f sh -c 'echo > on; read _ < gate; echo > end' & read _ < on; kill $!; \
      wait $!; echo $?; flock -n f true; echo $?; echo > gate; read _ < end",
-    "mkfifo on gate end; flock -o f sh -c 'echo > on; read _ < gate; echo > end' & read _ < on; \
+    "exec 2>/dev/null; mkfifo on gate end; flock -o f sh -c 'echo > on; read _ < gate; echo > end' & read _ < on; \
      kill $!; wait $!; echo $?; flock -n f true; echo $?; echo > gate; read _ < end",
 ];
 
@@ -301,9 +301,9 @@ fn another_flock_excludes_and_is_excluded() {
     let (oracle, ours) = (program(&world, "oracle"), program(&world, "link"));
     let file = world.path("f").display().to_string();
     for (first, second) in [(&oracle, &ours), (&ours, &oracle)] {
-        for form in ["exec 9>F; flock 9; echo on; G", "flock F sh -c 'echo on; G'"] {
+        for form in ["exec 9>@f; flock 9; echo on; @wait", "flock @f sh -c 'echo on; @wait'"] {
             let gate = world.gate();
-            let text = form.replace('F', &file).replace('G', &gate.wait());
+            let text = form.replace("@f", &file).replace("@wait", &gate.wait());
             let mut holder = Running::start(&mut shell(&world, first, &text));
             assert_eq!(holder.line(), "on");
             let busy = format!("flock -n {file} true; echo $?; flock -w 0.05 -E 9 {file} true");
@@ -369,11 +369,11 @@ fn a_second_shared_lock_of_one_script_does_not_stand_behind_who_waits_for_the_fi
     let program = program(&world, "link");
     let file = world.path("f").display().to_string();
     for form in [
-        "exec 9>F; flock -s 9; echo on; G; sh -c 'exec 8>F; flock -s 8' && flock -s F echo in",
-        "flock -s F sh -c 'echo on; G; flock -s F true && (exec 8>F; flock -s 8) && flock -ns F echo in'",
+        "exec 9>@f; flock -s 9; echo on; @wait; sh -c 'exec 8>@f; flock -w 20 -s 8' && flock -w 20 -s @f echo in",
+        "flock -s @f sh -c 'echo on; @wait; flock -w 20 -s @f true && (exec 8>@f; flock -w 20 -s 8) && flock -ns @f echo in'",
     ] {
         let gate = world.gate();
-        let text = form.replace('F', &file).replace('G', &gate.wait().replace('\'', ""));
+        let text = form.replace("@f", &file).replace("@wait", &gate.wait().replace('\'', ""));
         let mut script = Running::start(&mut shell(&world, &program, &text));
         assert_eq!(script.line(), "on");
         let alone = format!("flock --verbose {file} true");
