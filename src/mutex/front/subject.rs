@@ -146,3 +146,32 @@ pub(super) fn flock(file: &File, operation: FlockOperation) -> io::Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::locks;
+    use super::*;
+    use crate::mutex::os;
+
+    #[test]
+    fn a_lock_that_comes_too_late_does_not_stay_on_an_inherited_descriptor() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        let shared_with_others = File::open(path.path()).unwrap();
+        let subject = Subject::inherited(shared_with_others.as_raw_fd()).unwrap();
+        let sleep = |deadline| {
+            let slept_on = subject.to_sleep_on(deadline).unwrap();
+            assert!(os::try_lock_exclusive(&slept_on).unwrap());
+            locks::is_locked(&shared_with_others).unwrap()
+        };
+        assert!(!sleep(Some(Instant::now())));
+        assert!(sleep(None));
+    }
+
+    #[test]
+    fn a_number_that_is_no_descriptor_is_an_error() {
+        for number in [-1, i32::MAX] {
+            let error = Subject::inherited(number).unwrap_err();
+            assert!(is_errno(&error, &[Errno::BADF]), "{error}");
+        }
+    }
+}
