@@ -7,5 +7,8 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "supervise") {
         return baton::supervisor::main();
     }
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "keep") {
+        return baton::mutex::keeper::main();
+    }
     baton::cli::main()
 }

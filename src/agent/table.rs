@@ -283,6 +283,7 @@ impl Living {
             reason: String::new(),
             claim: String::new(),
             within: Vec::new(),
+            kept_for: None,
             waits_since: self.queued_at,
             holds_since: self.started_at,
         }

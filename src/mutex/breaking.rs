@@ -14,7 +14,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -265,13 +264,8 @@ impl Tree {
     }
 
     fn living(&self) -> impl Iterator<Item = &(Process, OwnedFd)> {
-        self.found.iter().filter(|(_, descriptor)| !is_readable(descriptor))
+        self.found.iter().filter(|(_, descriptor)| !os::is_readable(descriptor.as_fd()))
     }
-}
-
-fn is_readable(descriptor: &OwnedFd) -> bool {
-    let mut polled = [PollFd::new(descriptor, PollFlags::IN)];
-    rustix::event::poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// Whether a process has an open file by which the exclusive OS lock on `file` is held. Those who only

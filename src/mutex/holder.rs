@@ -5,7 +5,7 @@
 //! they are given back at once.
 
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
@@ -21,7 +21,7 @@ use super::deadlock::{self, HELD_VARIABLE};
 use super::{Advance, Blocked, Claim, Claimant, Hold, MutexError, os};
 
 /// How long to wait for the mutexes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Patience {
     /// As long as it takes.
     Unlimited,
@@ -54,7 +54,7 @@ pub enum HolderError {
 }
 
 /// What is wanted, and how patiently.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Wish {
     /// The mutexes.
     pub claims: Vec<Claim>,
@@ -143,12 +143,8 @@ pub fn acquire(
     what: String,
     mut tell: impl FnMut(Notice<'_>),
 ) -> Result<Result<Hold, Vec<Blocked>>, HolderError> {
-    let within = std::env::var(HELD_VARIABLE).unwrap_or_default();
-    let within = deadlock::from_variable(&within);
-    let reason = wish.reason.clone();
-    let who = Claimant { reason, within, ..Claimant::this_process(what) };
-    let mut hold = Hold::join(root, &wish.claims, who, wish.is_told)?;
-    match wait(&mut hold, wish, &mut tell)? {
+    let mut hold = Hold::join(root, &wish.claims, claimant(wish, what), wish.is_told)?;
+    match wait(&mut hold, wish, &[], &mut tell)? {
         None => Ok(Ok(hold)),
         Some(busy) => {
             hold.release()?;
@@ -157,10 +153,19 @@ pub fn acquire(
     }
 }
 
-/// Waits until all mutexes are held; or returns who is in the way when the time is over.
+/// This process, which does `what`, as others are told about it.
+pub(super) fn claimant(wish: &Wish, what: String) -> Claimant {
+    let within = std::env::var(HELD_VARIABLE).unwrap_or_default();
+    let within = deadlock::from_variable(&within);
+    Claimant { reason: wish.reason.clone(), within, ..Claimant::this_process(what) }
+}
+
+/// Waits until all mutexes are held; or returns who is in the way when the time is over, or when one
+/// of `watched` becomes readable.
 pub(super) fn wait(
     hold: &mut Hold,
     wish: &Wish,
+    watched: &[BorrowedFd<'_>],
     tell: &mut impl FnMut(Notice<'_>),
 ) -> Result<Option<Vec<Blocked>>, HolderError> {
     let patience = match wish.patience {
@@ -177,7 +182,8 @@ pub(super) fn wait(
         let now = Instant::now();
         let deadline = patience.map(|patience| hold.guard_deadline().max(Some(patience)));
         let deadline = deadline.flatten();
-        if deadline.is_some_and(|deadline| now >= deadline) {
+        let is_over = deadline.is_some_and(|deadline| now >= deadline);
+        if is_over || watched.iter().any(|descriptor| os::is_readable(*descriptor)) {
             return Ok(Some(hold.blocked()?));
         }
         let is_due = reminder.is_some_and(|reminder| now >= reminder);
@@ -189,11 +195,8 @@ pub(super) fn wait(
                 reminder = now.checked_add(wish.remind);
             }
         }
-        let look_again = hold.look_again();
-        os::sleep(
-            hold.descriptors(),
-            deadline.into_iter().chain(reminder).chain(look_again).min(),
-        )?;
+        let wake_at = deadline.into_iter().chain(reminder).chain(hold.look_again()).min();
+        os::sleep(hold.descriptors().chain(watched.iter().copied()), wake_at)?;
     }
 }
 

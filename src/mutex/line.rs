@@ -42,6 +42,9 @@ pub struct Claimant {
     /// The tickets under which it was made: its script or wrapper holds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub within: Vec<Held>,
+    /// The process for which it was acquired by a token, to be released by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_for: Option<u32>,
     /// Since when it waits.
     pub waits_since: Timestamp,
     /// Since when it may hold.

@@ -40,6 +40,7 @@ pub mod deadlock;
 pub mod front;
 pub mod hold;
 pub mod holder;
+pub mod keeper;
 pub mod line;
 pub mod locks;
 pub mod name;

@@ -292,6 +292,12 @@ pub(super) fn sleep<'a>(
     }
 }
 
+/// Whether a descriptor is readable, or at its end.
+pub(super) fn is_readable(descriptor: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
+    rustix::event::poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+}
+
 /// Those of `signals` that this process was not started to ignore, by nohup say.
 pub fn not_ignored(signals: &[i32]) -> Vec<i32> {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

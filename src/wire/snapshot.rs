@@ -135,6 +135,7 @@ impl From<v1::Claimant> for Party {
             reason: message.reason,
             claim: String::new(),
             within: Vec::new(),
+            kept_for: None,
             waits_since: since.unwrap_or(Timestamp::UNIX_EPOCH),
             holds_since: since,
         };

@@ -1,5 +1,6 @@
 //! `baton mutex`: named mutexes for people and scripts. No agent is needed.
 
+mod acquire;
 mod append;
 mod breaking;
 mod once;
@@ -30,6 +31,8 @@ pub(super) struct MutexArgs {
 #[derive(Debug, Subcommand)]
 enum MutexCommand {
     Run(RunArgs),
+    Acquire(acquire::AcquireArgs),
+    Release(acquire::ReleaseArgs),
     Status(status::StatusArgs),
     Append(append::AppendArgs),
     Once(once::OnceArgs),
@@ -47,6 +50,8 @@ enum MutexCommand {
 pub(super) fn mutex(args: MutexArgs, root: &Path) -> Result<ExitCode, Failure> {
     match args.command {
         MutexCommand::Run(args) => run(&args, root),
+        MutexCommand::Acquire(args) => acquire::acquire(args, root),
+        MutexCommand::Release(args) => acquire::release(&args, root),
         MutexCommand::Once(args) => once::once(&args, root),
         MutexCommand::Break(args) => breaking::break_hold(args, root),
         MutexCommand::Append(args) => append::append(args, root),

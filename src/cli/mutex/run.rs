@@ -134,7 +134,7 @@ pub(super) fn ended(ran: Ran, program: &OsStr, busy: u8) -> Result<ExitCode, Fai
 }
 
 /// Parses the N of "at most N".
-fn at_most(text: &str) -> Result<NonZeroU32, String> {
+pub(super) fn at_most(text: &str) -> Result<NonZeroU32, String> {
     let number: Option<NonZeroU32> = text.parse().ok();
     let number = number.filter(|n| n.get() <= Mode::MAX_AT_MOST);
     number.ok_or_else(|| format!("is not 1 to {}", Mode::MAX_AT_MOST))

@@ -208,7 +208,7 @@ fn stand_in(
                     tell(&Told::Waits(&Busy::InLine(blocked.to_vec())));
                 }
             };
-            match holder::wait(&mut hold, &wish, &mut tell) {
+            match holder::wait(&mut hold, &wish, &[], &mut tell) {
                 Ok(None) => return Ok(Stood::First(hold, line)),
                 Ok(Some(blocked)) => Ok(Stood::Busy(blocked)),
                 Err(error) => Err(error),

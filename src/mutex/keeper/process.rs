@@ -1,0 +1,111 @@
+//! The keeper itself: what `baton keep` runs.
+
+use std::io::{self, BufRead as _, Read as _, Write as _};
+use std::os::fd::{AsFd as _, BorrowedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+
+use super::{Task, Tied, Word, is_readable, sleep};
+use crate::mutex::holder::{self, HolderError, Notice};
+use crate::mutex::{Claimant, Hold, MutexError};
+use crate::text::chain;
+
+/// Runs `baton keep`: does the [`Task`] that is on standard input. Only for the start of a process:
+/// it closes all descriptors but the standard ones.
+pub fn main() -> ExitCode {
+    close_inherited();
+    // EPERM: it leads a session already.
+    rustix::process::setsid().map(drop).unwrap_or_default();
+    // A folder that is in use can't be unmounted. `/` can always be entered.
+    std::env::set_current_dir("/").unwrap_or_default();
+    let word = match keep() {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(HolderError::Mutex(error @ MutexError::Deadlock(_))) => Word::Deadlock(chain(&error)),
+        Err(error) => Word::Failed(chain(&error)),
+    };
+    // Nobody may be left to hear it.
+    say(&word).unwrap_or_default();
+    ExitCode::FAILURE
+}
+
+fn keep() -> Result<(), HolderError> {
+    let mut line = String::new();
+    io::stdin().lock().read_line(&mut line)?;
+    if !line.ends_with('\n') {
+        return Ok(());
+    }
+    let Task { root, wish, pid, what } = serde_json::from_str(&line).map_err(io::Error::from)?;
+    let asked = register_signals()?;
+    let Ok(tied) = Tied::process(pid) else {
+        return Ok(say(&Word::Over)?);
+    };
+    let who = Claimant { kept_for: Some(pid), ..holder::claimant(&wish, what) };
+    let mut hold = Hold::join(&root, &wish.claims, who, wish.is_told)?;
+    let stdin = io::stdin();
+    let watched = [stdin.as_fd(), tied.descriptor.as_fd(), asked.as_fd()];
+    // A starter that hears nothing more is gone: that is watched.
+    let mut tell = |notice: Notice<'_>| {
+        if let Notice::Waits(blocked) = notice {
+            say(&Word::Waits(blocked.to_vec())).unwrap_or_default();
+        }
+    };
+    if let Some(busy) = holder::wait(&mut hold, &wish, &watched, &mut tell)? {
+        hold.release()?;
+        return Ok(say(&if tied.has_ended() { Word::Over } else { Word::Busy(busy) })?);
+    }
+    let ticket = hold.tickets().first().map_or(0, |held| held.ticket);
+    if say(&Word::Held(ticket)).is_ok() && is_confirmed(&watched)? {
+        sleep(&watched[1..], None)?;
+    }
+    Ok(hold.release()?)
+}
+
+/// Becomes readable when this process is asked to give the mutex back. What asks a whole tree to stop
+/// is ignored (rule 5).
+fn register_signals() -> io::Result<UnixStream> {
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
+    }
+    let (asked, writer) = UnixStream::pair()?;
+    signal_hook::low_level::pipe::register(SIGUSR1, writer)?;
+    Ok(asked)
+}
+
+fn say(word: &Word) -> io::Result<()> {
+    let mut line = serde_json::to_vec(word)?;
+    line.push(b'\n');
+    let mut out = io::stdout().lock();
+    out.write_all(&line)?;
+    out.flush()
+}
+
+/// Waits until the token is known to the caller; says whether it is (rule 3).
+fn is_confirmed(watched: &[BorrowedFd<'_>; 3]) -> io::Result<bool> {
+    sleep(watched, None)?;
+    // Its starter is gone, or the script is: no byte comes.
+    let orders = watched[0];
+    Ok(is_readable(orders, Some(Duration::ZERO))? && io::stdin().lock().read(&mut [0])? == 1)
+}
+
+/// Closes what the caller had open beyond the standard streams: a lock or the end of a pipe there
+/// would be held as long as the mutex (rule 4).
+fn close_inherited() {
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let open: Vec<RawFd> =
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    // The listing's own descriptor is closed already.
+    let is_open = |fd: &RawFd| Path::new(&format!("/proc/self/fd/{fd}")).is_symlink();
+    for descriptor in open.into_iter().filter(|fd| *fd > 2 && is_open(fd)) {
+        // SAFETY: it is open, and at the start of a process nothing in it owns a descriptor.
+        #[expect(unsafe_code, reason = "descriptors that were inherited have no owner")]
+        unsafe {
+            rustix::io::close(descriptor);
+        }
+    }
+}
