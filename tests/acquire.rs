@@ -5,9 +5,11 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read};
+use std::os::fd::AsFd;
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
 use serde_json::Value;
 use support::{Gate, World, finish, signal, spawn};
@@ -28,15 +30,11 @@ impl Talker {
     }
 
     fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.out.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
+        next_line(&mut self.out).trim_end().to_owned()
     }
 
     fn told(&mut self) -> String {
-        let mut line = String::new();
-        self.told.read_line(&mut line).unwrap();
-        line
+        next_line(&mut self.told)
     }
 
     /// Reads what it is told until that says `text`.
@@ -60,6 +58,18 @@ impl Talker {
         self.told.read_to_string(&mut told).unwrap();
         (self.child.wait().unwrap().code().unwrap_or(-1), out, told)
     }
+}
+
+/// The next line of a pipe, or what there is of it at the end; within the deadline.
+fn next_line<P: Read + AsFd>(pipe: &mut BufReader<P>) -> String {
+    if pipe.buffer().is_empty() {
+        let mut polled = [PollFd::new(pipe.get_ref(), PollFlags::IN)];
+        let limit = Timespec::try_from(support::DEADLINE).unwrap();
+        assert_eq!(rustix::event::poll(&mut polled, Some(&limit)).unwrap(), 1, "no line");
+    }
+    let mut line = String::new();
+    pipe.read_line(&mut line).unwrap();
+    line
 }
 
 /// A script of sh; `acquire` and `release` are baton's.
@@ -89,7 +99,9 @@ fn holder(world: &World, gate: &Gate) -> Talker {
 
 /// A command that waits for `log` and is told so: at this place.
 fn waiter(world: &World, words: &[&str], position: usize) -> Talker {
-    let mut waiter = Talker::start(&mut mutex(world, words));
+    let limit = format!("{}s", support::DEADLINE.as_secs());
+    let words = [&[words[0], "--timeout", &limit], &words[1..]].concat();
+    let mut waiter = Talker::start(&mut mutex(world, &words));
     waiter.is_told(&format!("position {position}"));
     waiter
 }
