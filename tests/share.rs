@@ -150,8 +150,11 @@ fn what_is_left_is_released_at_the_end_and_the_script_s_own_trap_kept() {
         let (code, out, told) = run(&world, shell, gone);
         assert_eq!((code, out.as_str(), told.as_str()), (3, "own trap, 3\nit\n", ""), "{shell}");
         assert!(is_free(&world), "{shell}: at once");
-        let plain = "mutex_acquire log; false";
-        assert_eq!(run(&world, shell, plain).0, 1);
+        // By the trap, not by the keeper, which would see the end of the shell a moment later.
+        let plain = "said() { echo \"$2\" >&2; \"$baton\" \"$@\"; }
+            baton=$BATON; mutex_acquire log; BATON=said; false";
+        let (code, _, told) = run(&world, shell, plain);
+        assert_eq!((code, told.as_str()), (1, "release\n"), "{shell}");
         assert!(is_free(&world), "{shell}: at once");
         // A trap that is set later replaces the release: the end of the shell frees the mutex.
         let later = "mutex_acquire log; trap 'echo later' EXIT";
@@ -178,6 +181,20 @@ fn a_signal_to_the_shell_frees_what_it_has() {
             running.out.read_to_string(&mut rest).unwrap();
             assert_eq!(rest, "");
         }
+    }
+}
+
+#[test]
+fn what_a_subshell_has_is_free_at_its_end_and_not_at_the_script_s() {
+    for shell in SHELLS {
+        let world = World::new();
+        let gate = world.gate();
+        let text = format!("(mutex_acquire log; trap - EXIT); echo on; {}", gate.wait());
+        let mut running = Running::start(script(&world, shell, &text));
+        assert_eq!(running.line(), "on");
+        becomes_free(&world);
+        gate.open();
+        assert!(running.child.wait().unwrap().success(), "{shell}");
     }
 }
 
