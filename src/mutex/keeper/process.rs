@@ -16,7 +16,7 @@ use crate::mutex::holder::{self, HolderError, Notice};
 use crate::mutex::{Claimant, Hold, MutexError};
 use crate::text::chain;
 
-/// Runs `baton keep`: does the [`Task`] that is on standard input. Only for the start of a process:
+/// Runs `baton keep`: does the task that is on standard input. Only for the start of a process:
 /// it closes all descriptors but the standard ones.
 pub fn main() -> ExitCode {
     close_inherited();
