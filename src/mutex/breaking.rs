@@ -179,7 +179,8 @@ struct Tree {
 impl Tree {
     fn of(who: &Claimant, ticket: &File) -> io::Result<Self> {
         let found = ticket.metadata()?;
-        let roots = Process::read(who.pid).into_iter().collect();
+        // A keeper has no tree: what it keeps the mutex for has.
+        let roots = Process::read(who.kept_for.unwrap_or(who.pid)).into_iter().collect();
         let mut tree = Self { ticket: (found.dev(), found.ino()), roots, found: Vec::new() };
         tree.grow();
         Ok(tree)
@@ -205,7 +206,7 @@ impl Tree {
 
     /// A supervisor is asked alone: it ends its script, records the outcome, and gives back last. A
     /// wrapper would give back as soon as its command ends: it is killed first, so that the tree keeps
-    /// the ticket until it is gone.
+    /// the ticket until it is gone. A keeper gives back when the process ends that it keeps it for.
     fn ask(&mut self, who: &Claimant) {
         let own = self.found.iter().find(|(process, _)| process.pid == who.pid);
         match own {
@@ -213,8 +214,8 @@ impl Tree {
                 supervisor.signal(Signal::TERM);
                 return;
             }
-            Some((wrapper, _)) => drop(wrapper.signal(Signal::KILL)),
-            None => {}
+            Some((wrapper, _)) if who.kept_for.is_none() => drop(wrapper.signal(Signal::KILL)),
+            Some(_) | None => {}
         }
         // What was started in between.
         self.grow();

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::cli::failure::{Failure, code};
 use crate::cli::screen::{write_json, write_out};
 use crate::cli::show::{self, Table};
+use crate::mutex::breaking::{self, Break};
 use crate::mutex::locks::LockOwner;
 use crate::mutex::status::{self, Standing, Status};
 use crate::mutex::{Mode, MutexError, MutexName, Party};
@@ -46,10 +47,14 @@ pub(super) fn status(args: &StatusArgs, root: &Path) -> Result<ExitCode, Failure
     }
     if args.json {
         for status in &all {
-            write_json(&status_json(status))?;
+            write_json(&status_json(status, breaking::last_break(root, &status.name)))?;
         }
     } else {
-        write_out(render(&all, &root.display().to_string()).as_bytes())?;
+        let mut text = render(&all, &root.display().to_string());
+        if let Some(name) = &args.name {
+            text.extend(breaking::last_break(root, name).map(|broken| last_break(&broken)));
+        }
+        write_out(text.as_bytes())?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -76,6 +81,12 @@ fn render(all: &[Status], root: &str) -> String {
     table.render()
 }
 
+fn last_break(broken: &Break) -> String {
+    let Break { ticket, reason, by_user, at, .. } = broken;
+    let at = at.strftime("%Y-%m-%d %H:%M:%S UTC");
+    format!("last broken: ticket {ticket}, {at}, by {by_user}: {reason}\n")
+}
+
 fn row(name: &str, state: String, standing: &Standing) -> Vec<String> {
     let Standing { ticket, mode, who } = standing;
     let since = who.holds_since.unwrap_or(who.waits_since);
@@ -99,16 +110,20 @@ fn mode_name(mode: Mode) -> String {
     }
 }
 
-fn status_json(status: &Status) -> Value {
+fn status_json(status: &Status, broken: Option<Break>) -> Value {
     let foreign = status.foreign.iter().map(|LockOwner { pid, command, exclusive }| {
         json!({"pid": pid, "command": command, "exclusive": exclusive})
     });
-    json!({
+    let mut value = json!({
         "mutex": status.name,
         "holders": status.holders().iter().map(standing_json).collect::<Vec<_>>(),
         "waiters": status.waiters().iter().map(standing_json).collect::<Vec<_>>(),
         "foreign": foreign.collect::<Vec<_>>(),
-    })
+    });
+    if let Some(broken) = broken {
+        value["last_break"] = json!(broken);
+    }
+    value
 }
 
 fn standing_json(standing: &Standing) -> Value {
