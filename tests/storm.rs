@@ -35,6 +35,8 @@ use support::{DEADLINE, World, finish, spawn};
 const SLOTS: u64 = 64;
 /// So many claims each slot makes at least, however slow the machine is: so that everything happens.
 const MIN_CLAIMS: usize = 8;
+/// How a mutex is claimed, as the history has it.
+const MODES: [&str; 7] = ["x", "x", "s", "s", "2", "3", "4"];
 /// The mutexes, in the order of their names.
 const NAMES: [&str; 3] = ["db", "log", "site"];
 
@@ -96,7 +98,7 @@ enum Patience {
 struct Job {
     token: Token,
     names: Vec<&'static str>,
-    /// As the history has it: `x`, `s` or a number.
+    /// One of [`MODES`].
     mode: &'static str,
     patience: Patience,
     is_quiet: bool,
@@ -128,13 +130,13 @@ impl Job {
         let strike = random.percent(45).then(|| draw_strike(random));
         let work_ms = match strike {
             // Long enough that the strike usually meets it.
-            Some((_, Moment::AfterEntry(_))) => random.between(8, 20),
+            Some((_, Moment::AfterEntry(_))) => random.between(10, 30),
             Some((_, Moment::AfterStart(_))) | None => random.pick(&[0, 0, 0, 1, 2, 5, 10, 20]),
         };
         Self {
             token,
             names: if is_foreign { vec![first] } else { names },
-            mode: if is_foreign { "x" } else { random.pick(&["x", "x", "s", "s", "2", "3", "4"]) },
+            mode: random.pick(if is_foreign { &["x", "s"] } else { &MODES }),
             patience: if is_foreign { Patience::Unlimited } else { patience },
             is_quiet: random.percent(70),
             is_foreign,
@@ -164,7 +166,7 @@ impl Job {
         if self.is_foreign {
             let mut command = Command::new("flock");
             let lock = world.mutexes().join(self.names[0]).join("os.lock");
-            command.arg(lock).args(["sh", "-c", &text]);
+            command.args([&format!("-{}", self.mode)]).arg(lock).args(["sh", "-c", &text]);
             return command;
         }
         let mut command = Command::new(support::BATON);

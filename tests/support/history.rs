@@ -13,6 +13,7 @@
 //! A claim is *there* from `enter` to `leave` or `dying`. What must hold of each entry:
 //!
 //! 1. Exclusion: no more are there than the strictest of them allows, the one that enters included.
+//!    Who has no number is counted only by those who would be alone: baton can't see it.
 //! 2. Order: those before it in line are those with smaller numbers that are there, and those that
 //!    enter later, since they were in line already. They must be fewer than the strictest of them
 //!    and of the entering one allows (rule 3 of the mutex).
@@ -133,11 +134,19 @@ struct Line {
 }
 
 impl Line {
+    /// Rule 1.
+    fn is_full_for(&self, number: Option<u64>, limit: usize) -> bool {
+        let all = self.there.values().copied().chain([(number, limit)]);
+        let is_alone = |(_, limit): (_, usize)| limit == 1;
+        let numbered = all.clone().filter(|(number, _)| number.is_some());
+        let strictest = numbered.clone().map(|(_, limit)| limit).min().unwrap_or(usize::MAX);
+        (all.clone().any(is_alone) && all.count() > 1) || numbered.count() > strictest
+    }
+
     fn enter(&mut self, entry: &Entry<'_>, start: Option<usize>, problems: &mut Vec<Problem>) {
         let Entry { mutex, number, limit, token } = *entry;
         let mutex = || mutex.to_owned();
-        let strictest = self.there.values().map(|(_, limit)| *limit).chain([limit]).min();
-        if strictest.is_some_and(|strictest| self.there.len() >= strictest) {
+        if self.is_full_for(number, limit) {
             let there = self.there.keys().copied().collect();
             problems.push(Problem::Overlap { mutex: mutex(), entered: token, there });
         }
@@ -264,7 +273,8 @@ mod tests {
             // One that is killed is not surely there, nor one that enters when its end is announced.
             "enter m 10 x 1; dying 1; enter m 11 x 2; leave 2",
             "dying 1; enter m 10 x 1; enter m 11 x 2; leave 2",
-            // One without a number keeps no order.
+            // One without a number keeps no order, and is not counted.
+            "enter m 10 2 1; enter m 11 s 2; enter m - s 9; leave 9; leave 1; leave 2",
             "enter m 10 x 1; leave 1; enter m - x 9; leave 9; enter m 11 s 2; leave 2",
             // The next to start waits in line while the first is there.
             "start 1; start 2; enter m 10 x 1; leave 1; enter m 11 x 2; leave 2; start 3; enter m 12 s 3; leave 3",
@@ -286,6 +296,8 @@ mod tests {
         let outside = "enter m - x 9; enter m 10 s 1; leave 1; leave 9";
         assert_eq!(problems(outside), [overlap(1, &[9])]);
         let outside = "enter m 10 s 1; enter m - x 9; leave 9; leave 1";
+        assert_eq!(problems(outside), [overlap(9, &[1])]);
+        let outside = "enter m 10 x 1; enter m - s 9; leave 9; leave 1";
         assert_eq!(problems(outside), [overlap(9, &[1])]);
     }
 

@@ -1,0 +1,614 @@
+//! Promise: a named mutex survives every crash: whoever is killed or stopped, wherever it stands, no
+//! mutex is stuck, none is free too early, and the line keeps its order.
+//!
+//! `BATON_TEST_MUTEX_KILLS` says how many kills at a random instant are tried (default 60).
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails here")]
+
+#[path = "support/random.rs"]
+mod random;
+mod support;
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use baton::mutex::os::try_lock_exclusive;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, waitid};
+
+use random::Random;
+use support::{DEADLINE, Gate, World, finish, lines, signal, spawn};
+
+/// `baton mutex run … -- sh -c TEXT`.
+struct Run {
+    child: Child,
+    out: BufReader<ChildStdout>,
+    told: BufReader<ChildStderr>,
+}
+
+impl Run {
+    fn start(world: &World, words: &str, text: &str) -> Self {
+        let mut command = world.baton();
+        command.args(["mutex", "run"]).args(words.split(' ')).args(["--", "sh", "-c", text]);
+        Self::of(&mut command)
+    }
+
+    fn of(command: &mut Command) -> Self {
+        let mut child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+        let out = BufReader::new(child.stdout.take().unwrap());
+        let told = BufReader::new(child.stderr.take().unwrap());
+        Self { child, out, told }
+    }
+
+    /// One that holds when this returns.
+    fn holder(world: &World, words: &str, gate: &Gate) -> Self {
+        let mut run = Self::start(world, words, &format!("echo on; {}", gate.wait()));
+        assert_eq!(run.line(), "on");
+        run
+    }
+
+    /// One that waits in line when this returns; when it holds, it writes a line and ends.
+    fn waiter(world: &World, words: &str, line: &str) -> Self {
+        let text = format!("echo {line} >> {}", world.path("log").display());
+        let mut run = Self::start(world, words, &text);
+        let told = run.told();
+        assert!(told.starts_with("baton: waiting"), "{told}");
+        run
+    }
+
+    /// The next line that the command writes.
+    fn line(&mut self) -> String {
+        read_line(&mut self.out)
+    }
+
+    /// The next line that the caller is told.
+    fn told(&mut self) -> String {
+        read_line(&mut self.told)
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// kill -9 of the wrapper alone.
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Its exit status as a shell has it.
+    fn end(mut self) -> i32 {
+        await_end(&process(self.pid()));
+        let status = self.child.wait().unwrap();
+        status.code().or(status.signal().map(|signal| 128 + signal)).unwrap()
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // What a failed test left running.
+        self.child.kill().unwrap_or_default();
+        drop(self.child.wait());
+    }
+}
+
+fn read_line(from: &mut BufReader<impl Read + AsFd>) -> String {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        assert!(!from.buffer().is_empty() || wait(from.get_ref(), DEADLINE), "no line: {line:?}");
+        let byte = from.fill_buf().unwrap().first().copied();
+        from.consume(byte.iter().count());
+        let Some(byte) = byte else { break };
+        line.push(byte);
+    }
+    String::from_utf8(line).unwrap().trim_end().to_owned()
+}
+
+/// Waits until the descriptor is readable; whether it is.
+fn wait(descriptor: &impl AsFd, limit: Duration) -> bool {
+    let mut polled = [PollFd::new(descriptor, PollFlags::IN)];
+    let limit = Timespec::try_from(limit).unwrap();
+    rustix::event::poll(&mut polled, Some(&limit)).unwrap() == 1
+}
+
+fn process(pid: Pid) -> OwnedFd {
+    pidfd_open(pid, PidfdFlags::empty()).unwrap()
+}
+
+fn await_end(process: &OwnedFd) {
+    assert!(wait(process, DEADLINE), "it lives");
+}
+
+fn lives(process: &OwnedFd) -> bool {
+    !wait(process, Duration::ZERO)
+}
+
+/// The process whose id a command wrote behind a word.
+fn named_process(line: &str) -> OwnedFd {
+    let pid = line.split(' ').nth(1).unwrap().parse().unwrap();
+    process(Pid::from_raw(pid).unwrap())
+}
+
+/// What `--no-wait` says of these mutexes.
+fn now(world: &World, names: &str) -> i32 {
+    let mut command = world.baton();
+    command.args(["mutex", "run", "--no-wait"]).args(names.split(' ')).args(["--", "true"]);
+    finish(&mut command).0
+}
+
+/// Whether a tool that knows only the plain OS lock could have it.
+fn plain_lock_is_free(world: &World, name: &str) -> bool {
+    try_lock_exclusive(&File::open(world.mutexes().join(name).join("os.lock")).unwrap()).unwrap()
+}
+
+fn tickets(world: &World, name: &str) -> usize {
+    std::fs::read_dir(world.mutexes().join(name).join("line")).unwrap().count()
+}
+
+/// Rule 6.
+#[test]
+fn a_killed_wrapper_s_mutex_is_held_until_the_last_process_of_its_command_has_ended() {
+    for mode in ["-q", "-q --shared", "-q --at-most 3"] {
+        let world = World::new();
+        let (gate, deep) = (world.gate(), world.gate());
+        let log = world.path("log").display().to_string();
+        // A daemon, as far as a script can make one: a session of its own, and no parent.
+        let text = format!(
+            "(setsid sh -c \"echo deep \\$\\$; {}; echo deep >> {log}\" &); echo on $$; {}",
+            deep.wait(),
+            gate.wait()
+        );
+        let mut holder = Run::start(&world, &format!("{mode} m"), &text);
+        let mut said = [holder.line(), holder.line()];
+        said.sort();
+        let [daemon, command] = said.map(|line| named_process(&line));
+        let waiter = Run::waiter(&world, "m", "waiter");
+        holder.kill();
+        assert_eq!((now(&world, "m"), plain_lock_is_free(&world, "m")), (75, false), "{mode}");
+        gate.open();
+        await_end(&command);
+        assert!(lives(&daemon));
+        assert_eq!((now(&world, "m"), plain_lock_is_free(&world, "m")), (75, false), "{mode}");
+        deep.open();
+        assert_eq!(waiter.end(), 0);
+        assert_eq!(lines(&world.path("log")), ["deep", "waiter"]);
+        assert_eq!((now(&world, "m"), plain_lock_is_free(&world, "m")), (0, true), "{mode}");
+    }
+}
+
+/// Rule 6.
+#[test]
+fn what_a_command_left_running_holds_nothing() {
+    for mode in ["a", "--shared a", "b a"] {
+        let world = World::new();
+        let gate = world.gate();
+        let text = format!("({}) > /dev/null 2>&1 & echo left $!", gate.wait());
+        let mut holder = Run::start(&world, mode, &text);
+        let straggler = named_process(&holder.line());
+        assert_eq!(holder.end(), 0);
+        for name in ["a", "b"].into_iter().filter(|name| mode.contains(name)) {
+            assert_eq!((now(&world, name), tickets(&world, name)), (0, 0), "{mode}");
+            assert!(plain_lock_is_free(&world, name), "{mode}");
+        }
+        assert!(lives(&straggler));
+        gate.open();
+        await_end(&straggler);
+    }
+}
+
+#[test]
+fn killed_waiters_leave_the_line_and_the_others_keep_their_order() {
+    for (killed, expected) in [
+        (&[1][..], &["0", "2", "3"][..]),
+        (&[0], &["1", "2", "3"]),
+        (&[3], &["0", "1", "2"]),
+        (&[2, 0], &["1", "3"]),
+        (&[0, 1, 2, 3], &[]),
+    ] {
+        let world = World::new();
+        let gate = world.gate();
+        let holder = Run::holder(&world, "m", &gate);
+        let mut waiters: Vec<_> =
+            (0..4).map(|number| Some(Run::waiter(&world, "m", &number.to_string()))).collect();
+        for number in killed {
+            waiters[*number].take().unwrap().kill();
+        }
+        assert_eq!(now(&world, "m"), 75);
+        gate.open();
+        assert_eq!(holder.end(), 0);
+        assert!(waiters.into_iter().flatten().all(|waiter| waiter.end() == 0));
+        assert_eq!(lines(&world.path("log")), expected, "without {killed:?}");
+        assert_eq!((now(&world, "m"), tickets(&world, "m")), (0, 0));
+    }
+}
+
+/// Rule 5: who is next waits for the plain OS lock; killed there, it keeps nobody from it.
+#[test]
+fn a_waiter_that_is_killed_while_it_waits_for_the_plain_lock_holds_up_nobody() {
+    let world = World::new();
+    assert_eq!(now(&world, "m"), 0);
+    let gate = world.gate();
+    let path = world.mutexes().join("m/os.lock");
+    let text = format!("echo on; {}", gate.wait());
+    let mut foreign = Run::of(Command::new("flock").arg(path).args(["sh", "-c", &text]));
+    assert_eq!(foreign.line(), "on");
+    let mut first = Run::waiter(&world, "m", "first");
+    let mut second = Run::waiter(&world, "m", "second");
+    first.kill();
+    let told = second.told();
+    assert!(told.contains("position 1"), "it is next now: {told}");
+    assert_eq!((now(&world, "m"), lines(&world.path("log")).len()), (75, 0));
+    gate.open();
+    assert_eq!((foreign.end(), second.end()), (0, 0));
+    assert_eq!(lines(&world.path("log")), ["second"]);
+    assert_eq!((now(&world, "m"), tickets(&world, "m")), (0, 0));
+}
+
+#[test]
+fn a_shared_holder_that_is_killed_takes_nothing_from_the_others() {
+    let world = World::new();
+    let gates = [world.gate(), world.gate(), world.gate()];
+    let [mut first, second, third] =
+        [0, 1, 2].map(|number: usize| Run::holder(&world, "-s m", &gates[number]));
+    let alone = Run::waiter(&world, "m", "alone");
+    let late = Run::waiter(&world, "-s m", "late");
+    first.kill();
+    gates[1].open();
+    assert_eq!(second.end(), 0);
+    gates[2].open();
+    assert_eq!(third.end(), 0);
+    // The command of the killed wrapper holds it still, beside nobody.
+    assert_eq!((now(&world, "m"), lines(&world.path("log")).len()), (75, 0));
+    assert!(!plain_lock_is_free(&world, "m"));
+    gates[0].open();
+    assert_eq!((alone.end(), late.end()), (0, 0));
+    assert_eq!(lines(&world.path("log")), ["alone", "late"]);
+}
+
+/// Rule 7.
+#[test]
+fn a_holder_of_two_that_is_killed_keeps_both_and_then_frees_both() {
+    let world = World::new();
+    let gate = world.gate();
+    let mut holder = Run::start(&world, "b a", &format!("echo on $$; {}", gate.wait()));
+    let command = named_process(&holder.line());
+    let [of_a, of_b, of_both] =
+        ["a", "b", "a b"].map(|names| Run::waiter(&world, names, names.trim()));
+    holder.kill();
+    assert_eq!(["a", "b", "a b"].map(|names| now(&world, names)), [75; 3]);
+    // kill -9 of the rest of it.
+    rustix::process::pidfd_send_signal(&command, Signal::KILL).unwrap();
+    assert_eq!([of_a, of_b, of_both].map(Run::end), [0; 3]);
+    assert_eq!(lines(&world.path("log"))[2], "a b");
+    assert_eq!((now(&world, "a b"), tickets(&world, "a"), tickets(&world, "b")), (0, 0, 0));
+}
+
+/// Rule 2, at every instant of a claim's life.
+#[test]
+fn killed_at_any_instant_it_leaves_no_mutex_stuck() {
+    let kills = std::env::var("BATON_TEST_MUTEX_KILLS").map_or(60, |text| text.parse().unwrap());
+    let seed = Random::seed("BATON_TEST_MUTEX_SEED");
+    let mut random = Random::new(seed);
+    let world = World::new();
+    let claims = ["-q m", "-q --shared m", "-q n m", "-q --at-most 2 --timeout 1ms m"];
+    let claim = |words: &str| {
+        let mut command = world.baton();
+        command.args(["mutex", "run"]).args(words.split(' ')).args(["--", "true"]);
+        command
+    };
+    // How long a whole claim takes here and now.
+    let start = Instant::now();
+    assert!((0..5).all(|_| finish(&mut claim("n m")).0 == 0));
+    let life_us = u64::try_from(start.elapsed().as_micros() / 5).unwrap().max(4000);
+    let mut killed = 0;
+    for number in 0..kills {
+        // Every other one waits: for the line, or for the plain lock.
+        let outside = (number % 4 == 1).then(|| {
+            let lock = File::open(world.mutexes().join("m/os.lock")).unwrap();
+            assert!(try_lock_exclusive(&lock).unwrap());
+            lock
+        });
+        let gate = world.gate();
+        let holder = (number % 4 == 3).then(|| Run::holder(&world, "m", &gate));
+        let mut child = spawn(claim(random.pick(&claims)).stderr(Stdio::null()));
+        let until = Instant::now() + Duration::from_micros(random.between(0, life_us));
+        while Instant::now() < until {
+            std::hint::spin_loop();
+        }
+        child.kill().unwrap();
+        killed += usize::from(child.wait().unwrap().signal() == Some(9));
+        drop(outside);
+        gate.open();
+        assert!(holder.is_none_or(|holder| holder.end() == 0));
+        // What the killed one had started may still be about to end.
+        let (code, _, told) = finish(&mut claim("--timeout 30s m n"));
+        assert_eq!(code, 0, "kill {number}, BATON_TEST_MUTEX_SEED={seed}: {told}");
+        assert_eq!((tickets(&world, "m"), tickets(&world, "n")), (0, 0), "{number}, {seed}");
+        assert!(plain_lock_is_free(&world, "m"), "{number}, {seed}");
+    }
+    assert!(killed > kills / 10, "only {killed} of {kills} were killed in time");
+}
+
+/// Order is a promise: who is stopped keeps its place, and holds up nobody before it.
+#[test]
+fn a_stopped_waiter_keeps_its_place_until_it_goes_on_or_is_killed() {
+    for is_killed in [false, true] {
+        let world = World::new();
+        let gate = world.gate();
+        let holder = Run::holder(&world, "m", &gate);
+        let [first, mut stopped, third] =
+            ["first", "stopped", "third"].map(|name| Run::waiter(&world, "m", name));
+        stop(&stopped);
+        gate.open();
+        assert_eq!((holder.end(), first.end()), (0, 0));
+        // The stopped one is next, and nobody goes past it.
+        assert_eq!((now(&world, "m"), lines(&world.path("log"))), (75, vec!["first".to_owned()]));
+        let expected = if is_killed {
+            stopped.kill();
+            &["first", "third"][..]
+        } else {
+            signal(&stopped.child, Signal::CONT);
+            assert_eq!(stopped.end(), 0);
+            &["first", "stopped", "third"]
+        };
+        assert_eq!(third.end(), 0);
+        assert_eq!(lines(&world.path("log")), expected);
+    }
+}
+
+/// Stops a waiter, and waits until it is.
+fn stop(run: &Run) {
+    signal(&run.child, Signal::STOP);
+    let stopped = WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT;
+    waitid(WaitId::Pid(run.pid()), stopped).unwrap().unwrap();
+}
+
+/// Rule 4: nothing that happens elsewhere wakes a waiter, nor does the time.
+#[test]
+fn a_waiter_is_asleep() {
+    let world = World::new();
+    let gate = world.gate();
+    let holder = Run::holder(&world, "m", &gate);
+    for mode in ["-q m", "m", "-q --shared m", "-q --timeout 1h m"] {
+        let waiter = Run::start(&world, mode, "exit 5");
+        let pid = waiter.pid();
+        let traffic = || assert_eq!(now(&world, "other"), 0);
+        let give_up = Instant::now() + DEADLINE;
+        // Its sleeper is there, and nothing moves any more.
+        loop {
+            let before = switches(pid);
+            traffic();
+            if before.len() == 2 && before == switches(pid) {
+                break;
+            }
+            assert!(Instant::now() < give_up, "it does not fall asleep: {mode}");
+        }
+        let before = switches(pid);
+        (0..30).for_each(|_| traffic());
+        assert_eq!(before, switches(pid), "{mode}");
+        assert_eq!(system_calls(pid, traffic), [""; 0], "{mode}");
+        // Its place is given back.
+        signal(&waiter.child, Signal::TERM);
+        assert_eq!(waiter.end(), 143);
+    }
+    gate.open();
+    assert_eq!(holder.end(), 0);
+}
+
+/// How often each thread of a process was taken from a processor, or gave it away.
+fn switches(pid: Pid) -> Vec<(String, String)> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_pid())).unwrap();
+    let switches = tasks.map(|task| {
+        let path = task.unwrap().path();
+        let status = std::fs::read_to_string(path.join("status")).unwrap();
+        let counts = status.lines().filter(|line| line.contains("ctxt_switches"));
+        (path.display().to_string(), counts.collect::<Vec<_>>().join(" "))
+    });
+    switches.collect()
+}
+
+/// What strace, where it is, sees of a process during the traffic: calls that return.
+fn system_calls(pid: Pid, traffic: impl Fn()) -> Vec<String> {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-p", &pid.as_raw_pid().to_string()]);
+    if Command::new("strace").arg("-V").output().is_err() {
+        println!("no strace: only the switches were counted");
+        return Vec::new();
+    }
+    let mut strace = Run::of(&mut command);
+    let told = strace.told();
+    if !told.contains("attached") {
+        println!("strace can't attach: {told}");
+        return Vec::new();
+    }
+    (0..10).for_each(|_| traffic());
+    signal(&strace.child, Signal::INT);
+    let mut calls = Vec::new();
+    loop {
+        let line = strace.told();
+        if line.is_empty() {
+            break;
+        }
+        // One that only lasts has no result.
+        if line.contains(" = ") {
+            calls.push(line);
+        }
+    }
+    strace.end();
+    calls
+}
+
+const SIGNALS: [(Signal, &str); 6] = [
+    (Signal::HUP, "HUP"),
+    (Signal::INT, "INT"),
+    (Signal::QUIT, "QUIT"),
+    (Signal::TERM, "TERM"),
+    (Signal::USR1, "USR1"),
+    (Signal::USR2, "USR2"),
+];
+
+#[test]
+fn signals_are_passed_on_and_the_exit_status_is_the_command_s() {
+    let world = World::new();
+    let gate = world.gate();
+    for (sent, name) in SIGNALS {
+        let text = format!("trap 'echo got; exit 40' {name}; echo on; {}", gate.wait());
+        let mut run = Run::start(&world, "m", &text);
+        assert_eq!(run.line(), "on");
+        signal(&run.child, sent);
+        assert_eq!((run.line().as_str(), run.end()), ("got", 40), "{name}");
+        // Untrapped, it ends the command, and the status says so.
+        let run = Run::holder(&world, "m", &gate);
+        signal(&run.child, sent);
+        assert_eq!(run.end(), 128 + sent.as_raw(), "{name}");
+        assert_eq!(now(&world, "m"), 0);
+    }
+    for (text, expected) in [
+        ("exit 0", 0),
+        ("exit 1", 1),
+        ("exit 75", 75),
+        ("exit 255", 255),
+        ("kill -KILL $$", 137),
+        ("kill -SEGV $$", 139),
+        ("kill -TERM $$", 143),
+    ] {
+        assert_eq!(Run::start(&world, "m", text).end(), expected, "{text}");
+    }
+}
+
+#[test]
+fn the_standard_streams_pass_unchanged() {
+    let world = World::new();
+    let data: Vec<u8> = (0..=255_u8).cycle().take(1 << 20).collect();
+    for (text, to_stdout) in [("cat", true), ("cat >&2", false)] {
+        let mut command = world.baton();
+        command.args(["mutex", "run", "m", "--", "sh", "-c", text]).stdin(Stdio::piped());
+        let mut child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+        let mut stdin = child.stdin.take().unwrap();
+        let output = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                stdin.write_all(&data).unwrap();
+                drop(stdin);
+            });
+            child.wait_with_output().unwrap()
+        });
+        let (full, empty) =
+            if to_stdout { (output.stdout, output.stderr) } else { (output.stderr, output.stdout) };
+        assert!(output.status.success() && full == data && empty.is_empty(), "{text}");
+    }
+}
+
+/// Rule 1.
+#[test]
+fn the_command_finds_its_fencing_numbers_and_they_only_grow() {
+    let world = World::new();
+    let text = "echo $BATON_MUTEX_FENCE $BATON_MUTEX_FENCE_A $BATON_MUTEX_FENCE_B";
+    let mut highest = [0, 0];
+    for turn in 0..6 {
+        let words = ["b a", "--shared b a", "--at-most 2 b a"][turn % 3];
+        let mut run = Run::start(&world, words, text);
+        let numbers: Vec<u64> =
+            run.line().split(' ').map(|number| number.parse().unwrap()).collect();
+        assert_eq!(run.end(), 0);
+        assert_eq!(numbers[0], numbers[2], "the number of the first name");
+        assert!(numbers[1] > highest[0] && numbers[2] > highest[1], "{numbers:?}, {highest:?}");
+        highest = [numbers[1], numbers[2]];
+        // A claim that is killed took a number too, and the counter may be lost.
+        let gate = world.gate();
+        let mut holder = Run::holder(&world, "a b", &gate);
+        let waiter = Run::waiter(&world, "a b", "waiter");
+        holder.kill();
+        gate.open();
+        assert_eq!(waiter.end(), 0);
+        if turn == 3 {
+            std::fs::remove_dir_all(world.mutexes().join("a")).unwrap();
+        }
+    }
+}
+
+/// A shell at a terminal of its own, as a person has it.
+struct Terminal {
+    script: Run,
+}
+
+impl Terminal {
+    /// None where there is no script(1).
+    fn open(world: &World) -> Option<Self> {
+        if Command::new("script").arg("--version").output().is_err() {
+            println!("no script(1): there is no terminal to test at");
+            return None;
+        }
+        let mut command = Command::new("script");
+        command
+            .args(["-qec", "env PS1= sh -i", "/dev/null"])
+            .env("BATON_MUTEX_DIR", world.mutexes());
+        // No prompt: it would stand before what is shown.
+        Some(Self { script: Run::of(command.stdin(Stdio::piped())) })
+    }
+
+    fn types(&mut self, text: &str) {
+        self.script.child.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Waits for a line that starts so; what it says behind. What was typed is on the terminal too,
+    /// keys as `^Z`.
+    fn shows(&mut self, start: &str) -> String {
+        loop {
+            let line = self.script.line();
+            if let Some(rest) = line.trim_start_matches("^Z").strip_prefix(start) {
+                return rest.trim().to_owned();
+            }
+        }
+    }
+}
+
+#[test]
+fn at_a_terminal_it_stops_goes_on_and_is_interrupted_like_the_command_alone() {
+    let world = World::new();
+    let Some(mut terminal) = Terminal::open(&world) else {
+        return;
+    };
+    let baton = support::BATON;
+    let text = "test -t 0 && test -t 1 && test -t 2 && echo on $$; read -r line; echo got $line";
+    let typed = format!("{baton} mutex run -q m -- sh -c '{text}'\n");
+    for turn in 0..2 {
+        terminal.types(&typed);
+        let command = terminal.shows("on ");
+        let wrapper = stat(&command, 1);
+        terminal.types("\x1a");
+        // The shell says it when the wrapper has stopped; the command does at the same time.
+        terminal.shows("[1] + Stopped");
+        let give_up = Instant::now() + DEADLINE;
+        while [&command, &wrapper].map(|pid| stat(pid, 0)) != ["T", "T"] {
+            assert!(Instant::now() < give_up, "turn {turn}: it has not stopped");
+            std::thread::yield_now();
+        }
+        assert_eq!(now(&world, "m"), 75);
+        terminal.types("fg\nhello\n");
+        terminal.shows("got hello");
+        terminal.types("echo status $?\n");
+        assert_eq!(terminal.shows("status "), "0");
+    }
+    for (key, status) in [("\x03", "130"), ("\x1c", "131")] {
+        terminal.types(&typed);
+        terminal.shows("on ");
+        terminal.types(key);
+        terminal.types("echo status $?\n");
+        assert_eq!(terminal.shows("status "), status);
+        assert_eq!(now(&world, "m"), 0);
+    }
+    terminal.types("exit\n");
+    assert_eq!(terminal.script.end(), 0);
+}
+
+/// A word of what the kernel says of a process: its state is 0, its parent 1.
+fn stat(pid: &str, word: usize) -> String {
+    let text = std::fs::read_to_string(Path::new("/proc").join(pid).join("stat")).unwrap();
+    let (_, words) = text.rsplit_once(") ").unwrap();
+    words.split(' ').nth(word).unwrap().to_owned()
+}
