@@ -4,6 +4,7 @@
 //! `BATON_TEST_MUTEX_KILLS` says how many kills at a random instant are tried (default 60).
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails here")]
+#![allow(clippy::print_stdout, reason = "what is left out is said")]
 
 #[path = "support/random.rs"]
 mod random;
@@ -375,7 +376,7 @@ fn a_waiter_is_asleep() {
     let gate = world.gate();
     let holder = Run::holder(&world, "m", &gate);
     for mode in ["-q m", "m", "-q --shared m", "-q --timeout 1h m"] {
-        let waiter = Run::start(&world, mode, "exit 5");
+        let waiter = Run::start(&world, &format!("--remind 1h {mode}"), "exit 5");
         let pid = waiter.pid();
         let traffic = || assert_eq!(now(&world, "other"), 0);
         let give_up = Instant::now() + DEADLINE;
@@ -582,7 +583,7 @@ fn at_a_terminal_it_stops_goes_on_and_is_interrupted_like_the_command_alone() {
         let wrapper = stat(&command, 1);
         terminal.types("\x1a");
         // The shell says it when the wrapper has stopped; the command does at the same time.
-        terminal.shows("[1] + Stopped");
+        terminal.shows("[1]");
         let give_up = Instant::now() + DEADLINE;
         while [&command, &wrapper].map(|pid| stat(pid, 0)) != ["T", "T"] {
             assert!(Instant::now() < give_up, "turn {turn}: it has not stopped");
@@ -596,8 +597,10 @@ fn at_a_terminal_it_stops_goes_on_and_is_interrupted_like_the_command_alone() {
     }
     for (key, status) in [("\x03", "130"), ("\x1c", "131")] {
         terminal.types(&typed);
-        terminal.shows("on ");
+        let command = process(Pid::from_raw(terminal.shows("on ").parse().unwrap()).unwrap());
         terminal.types(key);
+        // Until then it may take what is typed.
+        await_end(&command);
         terminal.types("echo status $?\n");
         assert_eq!(terminal.shows("status "), status);
         assert_eq!(now(&world, "m"), 0);
