@@ -175,6 +175,8 @@ fn a_killed_wrapper_s_mutex_is_held_until_the_last_process_of_its_command_has_en
         await_end(&command);
         assert!(lives(&daemon));
         assert_eq!((now(&world, "m"), plain_lock_is_free(&world, "m")), (75, false), "{mode}");
+        // Its own and the waiter's: dead ones were removed just now.
+        assert_eq!(tickets(&world, "m"), 2, "{mode}");
         deep.open();
         assert_eq!(waiter.end(), 0);
         assert_eq!(lines(&world.path("log")), ["deep", "waiter"]);

@@ -126,7 +126,7 @@ impl Job {
             70..93 => Patience::Limited(random.between(5, 500)),
             _ => Patience::None,
         };
-        let is_foreign = random.percent(4);
+        let is_foreign = random.percent(8);
         let strike = random.percent(45).then(|| draw_strike(random));
         let work_ms = match strike {
             // Long enough that the strike usually meets it.
