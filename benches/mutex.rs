@@ -23,6 +23,8 @@ use rustix::time::{ClockId, clock_gettime};
 const BATON: &str = env!("CARGO_BIN_EXE_baton");
 /// How long a worker holds: asleep, so that its CPU is the lock's.
 const HOLD: Duration = Duration::from_micros(50);
+/// How long a worker of the hand-off waits before it wants it again: less than the other holds.
+const PAUSE: Duration = Duration::from_micros(20);
 /// How often a whole process is started.
 const STARTS: usize = 300;
 
@@ -90,7 +92,7 @@ fn hand_off(folder: &Path) {
     println!("{:<28}{:>10}{:>10}{:>10}", "", "number", "p50 us", "p99 us");
     let mut medians = Vec::new();
     for kind in ["flock", "baton"] {
-        let (grants, _) = contend(kind, folder, 2, 1000, Duration::from_micros(100));
+        let (grants, _) = contend(kind, folder, 2, 1000, PAUSE);
         let mut waits: Vec<i64> = grants
             .windows(2)
             // Long enough before to be asleep.
@@ -113,7 +115,7 @@ fn line(folder: &Path) {
     );
     for kind in ["flock", "baton"] {
         let mut first = None;
-        for (processes, rounds) in [(2, 600), (32, 60), (128, 20)] {
+        for (processes, rounds) in [(2, 1500), (32, 120), (128, 60)] {
             let (grants, cpu_ns) = contend(kind, folder, processes, rounds, Duration::ZERO);
             let count = i64::try_from(grants.len()).unwrap();
             let cpu = us(cpu_ns / count);

@@ -158,10 +158,14 @@ impl Hold {
             self.is_checked = true;
             self.refuse_deadlock()?;
         }
-        let places = self.places();
-        let is_near = places.iter().all(|place| place.ahead() <= MAX_FOLLOWED);
-        if !self.follow || !is_near || self.waker.is_following() {
+        if !self.follow || self.waker.is_following() {
             return Ok(advance);
+        }
+        let places = self.places();
+        for place in places {
+            if place.ahead()? > MAX_FOLLOWED {
+                return Ok(advance);
+            }
         }
         // Watched, then looked at again: a change in between is seen. The system may have no watcher
         // left; then changes are told with the reminders, and when it may go on.

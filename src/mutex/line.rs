@@ -6,11 +6,14 @@
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
+use std::mem::MaybeUninit;
 use std::num::NonZeroU32;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use rustix::fs::{OFlags, RawDir};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::deadlock::Held;
@@ -113,6 +116,10 @@ impl Other {
     }
 }
 
+/// How much of a listing is read at once: some hundred tickets.
+const LIST_BYTES: usize = 16 * 1024;
+/// The length of the counter: a ticket's file name and room.
+const COUNTER_BYTES: usize = 32;
 /// How often a ticket is read that makes no sense yet.
 const CLAIMANT_READS: u32 = 3;
 /// The longest line of JSON that is read back from a ticket.
@@ -167,7 +174,7 @@ impl Folder {
         mode: Mode,
         who: &Claimant,
     ) -> Result<Ticket, MutexError> {
-        let entry = Entry { number: self.next_number()?, mode };
+        let (last, entry) = self.next_entry(mode)?;
         let path = self.ticket_path(entry);
         let failed = |source| MutexError::File { path: path.clone(), source };
         let file = OpenOptions::new()
@@ -180,7 +187,7 @@ impl Folder {
             .map_err(failed)?;
         // It is new: at most somebody looks whether it lives, for a moment.
         os::lock_exclusive(&file).map_err(failed)?;
-        let ticket = Ticket { entry, path, file };
+        let ticket = Ticket { entry, last, path, file };
         match ticket.describe(who) {
             Ok(()) => Ok(ticket),
             Err(error) => {
@@ -193,12 +200,16 @@ impl Folder {
     /// The tickets before `number`, in order, dead ones among them.
     pub(super) fn before(&self, number: u64) -> Result<Vec<Entry>, MutexError> {
         let folder = self.line_path();
-        let failed = |source| MutexError::Folder { path: folder.clone(), source };
+        let failed = |e: Errno| MutexError::Folder { path: folder.clone(), source: e.into() };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = rustix::fs::open(&folder, flags, rustix::fs::Mode::empty()).map_err(failed)?;
+        let mut buffer = [MaybeUninit::uninit(); LIST_BYTES];
+        let mut listing = RawDir::new(open, &mut buffer);
         let mut entries = Vec::new();
-        for entry in std::fs::read_dir(&folder).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
+        while let Some(entry) = listing.next() {
+            let entry = entry.map_err(failed)?;
             // Other files are left alone.
-            let entry = name.to_str().and_then(parse_file_name);
+            let entry = entry.file_name().to_str().ok().and_then(parse_file_name);
             entries.extend(entry.filter(|entry| entry.number < number));
         }
         entries.sort_unstable_by_key(|entry| entry.number);
@@ -231,22 +242,24 @@ impl Folder {
         Ok((!is_dead).then_some(Other { entry, file }))
     }
 
-    /// One more than every number that was ever given out (rule 1).
-    fn next_number(&self) -> Result<u64, MutexError> {
+    /// The last ticket that was given out, if it is known, and the next: its number is one more than
+    /// every number before (rule 1).
+    fn next_entry(&self, mode: Mode) -> Result<(Option<Entry>, Entry), MutexError> {
         let path = self.path.join("next");
         let file = os::open_plain(&path, PRIVATE)?;
-        let mut text = [0_u8; 20];
+        let mut text = [0_u8; COUNTER_BYTES];
         let length = file.read_at(&mut text, 0).unwrap_or(0);
-        let counted = std::str::from_utf8(&text[..length]).ok().and_then(|t| t.trim().parse().ok());
-        let last = match counted {
-            Some(last) => last,
+        let last =
+            std::str::from_utf8(&text[..length]).ok().and_then(|t| parse_file_name(t.trim()));
+        let number = match last {
+            Some(last) => last.number,
             // A lost or damaged counter: no live ticket may be overtaken.
             None => self.before(u64::MAX)?.last().map_or(0, |e| e.number).max(first_number()),
         };
-        let next = last + 1;
-        file.write_all_at(format!("{next:020}").as_bytes(), 0)
+        let next = Entry { number: number.saturating_add(1), mode };
+        file.write_all_at(format!("{:<COUNTER_BYTES$}", file_name(next)).as_bytes(), 0)
             .map_err(|source| MutexError::File { path, source })?;
-        Ok(next)
+        Ok((last, next))
     }
 
     fn ticket_path(&self, entry: Entry) -> PathBuf {
@@ -268,6 +281,8 @@ fn remove(path: &Path) -> Result<(), MutexError> {
 #[derive(Debug)]
 pub(super) struct Ticket {
     pub(super) entry: Entry,
+    /// The ticket that was given out before it, if it is known.
+    pub(super) last: Option<Entry>,
     path: PathBuf,
     pub(super) file: File,
 }

@@ -25,8 +25,8 @@ pub(super) struct Place {
 
 #[derive(Debug)]
 enum Stage {
-    /// These are before it, as far as was seen at the last look.
-    InLine(Vec<Entry>),
+    /// Others are before it; these, as far as the last look saw.
+    InLine(Option<Vec<Entry>>),
     /// The line allows it; somebody else has the plain OS lock.
     AtLock(File),
     /// It holds.
@@ -36,7 +36,7 @@ enum Stage {
 impl Place {
     /// The place of a new ticket.
     pub(super) fn new(name: MutexName, folder: Folder, ticket: Ticket) -> Self {
-        let stage = Stage::InLine(Vec::new());
+        let stage = Stage::InLine(None);
         Self { name, folder, ticket, stage, slept_on: Vec::new(), lock_is_slept_on: false }
     }
 
@@ -45,11 +45,12 @@ impl Place {
         self.ticket.entry.number
     }
 
-    /// How many were before it at the last look.
-    pub(super) fn ahead(&self) -> usize {
+    /// How many are before it, as far as the last look saw; the dead count too.
+    pub(super) fn ahead(&self) -> Result<usize, MutexError> {
         match &self.stage {
-            Stage::InLine(ahead) => ahead.len(),
-            Stage::AtLock(_) | Stage::Held(_) => 0,
+            Stage::InLine(Some(ahead)) => Ok(ahead.len()),
+            Stage::InLine(None) => Ok(self.folder.before(self.number())?.len()),
+            Stage::AtLock(_) | Stage::Held(_) => Ok(0),
         }
     }
 
@@ -92,6 +93,14 @@ impl Place {
 
     /// Looks at the line; says whether somebody is in the way (rules 3 and 4).
     fn look(&mut self, waker: &Waker) -> Result<bool, MutexError> {
+        // In a long line most find the one just before them alive, and need to know no more.
+        if let Some(last) = self.ticket.last.take()
+            && self.excludes(last)
+            && let Some(other) = self.folder.living(last)?
+        {
+            self.sleep_on(other, waker)?;
+            return Ok(true);
+        }
         let Entry { number, mode } = self.ticket.entry;
         let ahead = self.folder.before(number)?;
         let modes: Vec<Mode> = ahead.iter().map(|entry| entry.mode).collect();
@@ -104,13 +113,25 @@ impl Place {
         })?;
         let is_blocked = !blockers.is_empty();
         for (place, other) in living {
-            if blockers.contains(&place) && !self.slept_on.contains(&other.entry.number) {
-                self.slept_on.push(other.entry.number);
-                waker.ring_when_locked(other.file, false)?;
+            if blockers.contains(&place) {
+                self.sleep_on(other, waker)?;
             }
         }
-        self.stage = Stage::InLine(ahead);
+        self.stage = Stage::InLine(Some(ahead));
         Ok(is_blocked)
+    }
+
+    /// Whether it can't hold as long as another that is before it lives, whatever else there is.
+    fn excludes(&self, other: Entry) -> bool {
+        !policy::blockers(&[other.mode], self.ticket.entry.mode).is_empty()
+    }
+
+    fn sleep_on(&mut self, other: Other, waker: &Waker) -> Result<(), MutexError> {
+        if self.slept_on.contains(&other.entry.number) {
+            return Ok(());
+        }
+        self.slept_on.push(other.entry.number);
+        waker.ring_when_locked(other.file, false)
     }
 
     /// Rules 5 and 8. Says whether it got the lock just now.
@@ -145,7 +166,8 @@ impl Place {
         let mut line = match &self.stage {
             Stage::Held(_) => return Ok(None),
             Stage::AtLock(_) => Vec::new(),
-            Stage::InLine(ahead) => ahead.clone(),
+            Stage::InLine(Some(ahead)) => ahead.clone(),
+            Stage::InLine(None) => self.folder.before(self.number())?,
         };
         let mut holders = self.name_living(&mut line, 0)?;
         let modes: Vec<Mode> = line.iter().map(|entry| entry.mode).collect();
