@@ -113,6 +113,15 @@ fn rule_10_what_outlived_a_killed_wrapper_is_ended_too() {
 }
 
 #[test]
+fn rule_10_who_is_part_of_the_holder_breaks_nothing() {
+    let world = World::new();
+    let text = format!("{} mutex break log --holder $BATON_MUTEX_FENCE --reason x", support::BATON);
+    let words = ["mutex", "run", "log", "--", "sh", "-c", &text];
+    let (code, _, told) = finish(world.baton().args(words));
+    assert!(code == 1 && told.contains("is part of what holds `log`"), "{told}");
+}
+
+#[test]
 fn rule_10_a_script_that_has_a_token_is_ended() {
     let world = World::new();
     let text = format!("{} mutex acquire log; exec sleep 600", support::BATON);

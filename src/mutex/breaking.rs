@@ -85,6 +85,9 @@ pub enum BreakError {
         #[source]
         source: io::Error,
     },
+    /// The one who asks is part of what holds it.
+    #[error("this command is part of what holds `{0}`")]
+    Own(MutexName),
     /// Processes of the tree were killed and are still there, or belong to another user.
     #[error("still there: {}", .0.join(", "))]
     StillThere(Vec<String>),
@@ -121,15 +124,22 @@ pub fn break_hold(root: &Path, wanted: &Breaking) -> Result<Standing, BreakError
     let Some(ticket) = folder.look(entry)? else {
         return Ok(holder);
     };
-    record(root, wanted, &holder.who)?;
     let mut tree = Tree::of(&holder.who, &ticket.file)?;
+    if tree.is_above_this() {
+        return Err(BreakError::Own(wanted.name.clone()));
+    }
+    record(root, wanted, &holder.who)?;
     tree.ask(&holder.who);
     if !tree.is_gone(Instant::now().checked_add(wanted.grace))? {
         tree.force()?;
     }
     // Removes what the dead left, as any claim would (rule 2 of the line).
-    folder.living(entry)?;
-    Ok(holder)
+    match folder.living(entry)? {
+        None => Ok(holder),
+        Some(_) => {
+            Err(BreakError::StillThere(vec!["a process that can't be seen from here".into()]))
+        }
+    }
 }
 
 fn record_path(root: &Path, name: &MutexName) -> PathBuf {
@@ -170,8 +180,10 @@ pub fn last_break(root: &Path, name: &MutexName) -> Option<Break> {
 struct Tree {
     /// The ticket's device and inode.
     ticket: (u64, u64),
-    /// The processes from which the tree grows.
-    roots: Vec<Process>,
+    /// The process that the ticket names, as long as it keeps it.
+    own: Option<Process>,
+    /// The process that a keeper keeps it for.
+    kept_for: Option<Process>,
     /// All that were ever found in it, and what tells their end.
     found: Vec<(Process, OwnedFd)>,
 }
@@ -179,9 +191,12 @@ struct Tree {
 impl Tree {
     fn of(who: &Claimant, ticket: &File) -> io::Result<Self> {
         let found = ticket.metadata()?;
+        let ticket = (found.dev(), found.ino());
+        // In another container the id may be another process's.
+        let own = Process::read(who.pid).filter(|process| keeps_lock(process.pid, ticket));
         // A keeper has no tree: what it keeps the mutex for has.
-        let roots = Process::read(who.kept_for.unwrap_or(who.pid)).into_iter().collect();
-        let mut tree = Self { ticket: (found.dev(), found.ino()), roots, found: Vec::new() };
+        let kept_for = own.as_ref().and(who.kept_for).and_then(Process::read);
+        let mut tree = Self { ticket, own, kept_for, found: Vec::new() };
         tree.grow();
         Ok(tree)
     }
@@ -191,8 +206,8 @@ impl Tree {
         let me = std::process::id();
         let keeps = |process: &Process| keeps_lock(process.pid, self.ticket);
         let keepers: Vec<Process> = process::all().filter(keeps).collect();
-        let living = self.roots.iter().filter(|root| root.watch().is_some());
-        let above: Vec<Process> = living.cloned().chain(keepers).collect();
+        let kept_for = self.kept_for.iter().filter(|process| process.watch().is_some());
+        let above: Vec<Process> = kept_for.cloned().chain(keepers).collect();
         let below = above.iter().flat_map(|process| process::below(process.pid));
         let all: Vec<Process> = below.chain(above.iter().cloned()).collect();
         for process in all.into_iter().filter(|process| process.pid != me) {
@@ -204,22 +219,36 @@ impl Tree {
         }
     }
 
+    /// Whether this process is below it: it would not see the end.
+    fn is_above_this(&self) -> bool {
+        let mut above = Process::read(std::process::id());
+        while let Some(process) = above {
+            let me = process.pid == std::process::id();
+            let is_of_it = self.found.iter().any(|(found, _)| found.is_same(&process));
+            if is_of_it || me && keeps_lock(process.pid, self.ticket) {
+                return true;
+            }
+            above = Process::read(process.parent);
+        }
+        false
+    }
+
     /// A supervisor is asked alone: it ends its script, records the outcome, and gives back last. A
     /// wrapper would give back as soon as its command ends: it is killed first, so that the tree keeps
     /// the ticket until it is gone. A keeper gives back when the process ends that it keeps it for.
     fn ask(&mut self, who: &Claimant) {
-        let own = self.found.iter().find(|(process, _)| process.pid == who.pid);
-        match own {
-            Some((supervisor, _)) if who.script_id.is_some() => {
+        match &self.own {
+            Some(supervisor) if who.script_id.is_some() => {
                 supervisor.signal(Signal::TERM);
                 return;
             }
-            Some((wrapper, _)) if who.kept_for.is_none() => drop(wrapper.signal(Signal::KILL)),
+            Some(wrapper) if who.kept_for.is_none() => drop(wrapper.signal(Signal::KILL)),
             Some(_) | None => {}
         }
         // What was started in between.
         self.grow();
-        for (process, _) in self.found.iter().filter(|(process, _)| process.pid != who.pid) {
+        let is_own = |process: &Process| self.own.as_ref().is_some_and(|own| own.is_same(process));
+        for (process, _) in self.found.iter().filter(|(process, _)| !is_own(process)) {
             process.signal(Signal::TERM);
             // One that was stopped would not hear it.
             process.signal(Signal::CONT);

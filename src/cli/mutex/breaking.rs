@@ -62,6 +62,8 @@ impl From<BreakError> for Failure {
                 let hint = format!("`baton mutex status {name}` shows who holds it");
                 Self::new(code::REFUSED, error).hint(hint)
             }
+            BreakError::Own(_) => Self::new(code::REFUSED, error)
+                .hint("end the script, or release the mutex, instead"),
             BreakError::Record { .. } | BreakError::StillThere(_) | BreakError::System(_) => {
                 Self::new(code::INTERNAL, error)
             }
