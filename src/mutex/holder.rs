@@ -157,7 +157,9 @@ pub fn acquire(
 pub(super) fn claimant(wish: &Wish, what: String) -> Claimant {
     let within = std::env::var(HELD_VARIABLE).unwrap_or_default();
     let within = deadlock::from_variable(&within);
-    Claimant { reason: wish.reason.clone(), within, ..Claimant::this_process(what) }
+    let warn_after_ms = wish.warn_after.and_then(|after| u64::try_from(after.as_millis()).ok());
+    let reason = wish.reason.clone();
+    Claimant { reason, within, warn_after_ms, ..Claimant::this_process(what) }
 }
 
 /// Waits until all mutexes are held; or returns who is in the way when the time is over, or when one

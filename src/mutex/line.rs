@@ -10,6 +10,7 @@ use std::mem::MaybeUninit;
 use std::num::NonZeroU32;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rustix::fs::{OFlags, RawDir};
@@ -48,6 +49,9 @@ pub struct Claimant {
     /// The process for which it was acquired by a token, to be released by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_for: Option<u32>,
+    /// After how many milliseconds its hold is reported as too long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warn_after_ms: Option<u64>,
     /// Since when it waits.
     pub waits_since: Timestamp,
     /// Since when it may hold.
@@ -74,6 +78,13 @@ impl Claimant {
             waits_since: Timestamp::now(),
             ..Self::default()
         }
+    }
+
+    /// The time that it was to hold at most, when it has held for longer at `now`.
+    pub fn overdue(&self, now: Timestamp) -> Option<Duration> {
+        let limit = Duration::from_millis(self.warn_after_ms?);
+        let held = Duration::try_from(now - self.holds_since?).ok()?;
+        (held > limit).then_some(limit)
     }
 }
 

@@ -1,10 +1,12 @@
 //! `baton mutex status`: who holds, who waits, who has the plain lock without baton.
 
+use std::fmt::Write as _;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::cli::failure::{Failure, code};
@@ -47,16 +49,21 @@ pub(super) fn status(args: &StatusArgs, root: &Path) -> Result<ExitCode, Failure
     }
     if args.json {
         for status in &all {
-            write_json(&status_json(status, breaking::last_break(root, &status.name)))?;
+            write_json(&status_json(status, root))?;
         }
     } else {
-        let mut text = render(&all, &root.display().to_string());
-        if let Some(name) = &args.name {
-            text.extend(breaking::last_break(root, name).map(|broken| last_break(&broken)));
-        }
-        write_out(text.as_bytes())?;
+        write_out(text(&all, args.name.as_ref(), root).as_bytes())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The table; of the one mutex that was `asked` for, also when it was broken last.
+pub(super) fn text(all: &[Status], asked: Option<&MutexName>, root: &Path) -> String {
+    let mut text = render(all, &root.display().to_string());
+    if let Some(name) = asked {
+        text.extend(breaking::last_break(root, name).map(|broken| last_break(&broken)));
+    }
+    text
 }
 
 fn render(all: &[Status], root: &str) -> String {
@@ -91,7 +98,11 @@ fn row(name: &str, state: String, standing: &Standing) -> Vec<String> {
     let Standing { ticket, mode, who } = standing;
     let since = who.holds_since.unwrap_or(who.waits_since);
     let party = Party { who: who.clone(), exclusive: mode.is_exclusive() };
-    let (for_how_long, mode) = (show::since(since), mode_name(*mode));
+    let (mut for_how_long, mode) = (show::since(since), mode_name(*mode));
+    if let Some(limit) = who.overdue(Timestamp::now()) {
+        let limit = humantime::format_duration(limit).to_string().replace(' ', "");
+        write!(for_how_long, " (over {limit})").unwrap_or_default();
+    }
     let who = snapshot::describe(&party);
     vec![name.to_owned(), state, for_how_long, mode, ticket.to_string(), who]
 }
@@ -110,7 +121,8 @@ fn mode_name(mode: Mode) -> String {
     }
 }
 
-fn status_json(status: &Status, broken: Option<Break>) -> Value {
+/// A mutex as JSON.
+pub(super) fn status_json(status: &Status, root: &Path) -> Value {
     let foreign = status.foreign.iter().map(|LockOwner { pid, command, exclusive }| {
         json!({"pid": pid, "command": command, "exclusive": exclusive})
     });
@@ -120,7 +132,7 @@ fn status_json(status: &Status, broken: Option<Break>) -> Value {
         "waiters": status.waiters().iter().map(standing_json).collect::<Vec<_>>(),
         "foreign": foreign.collect::<Vec<_>>(),
     });
-    if let Some(broken) = broken {
+    if let Some(broken) = breaking::last_break(root, &status.name) {
         value["last_break"] = json!(broken);
     }
     value
@@ -132,6 +144,9 @@ fn standing_json(standing: &Standing) -> Value {
     value["ticket"] = json!(standing.ticket);
     if let Mode::AtMost(n) = standing.mode {
         value["at_most"] = json!(n);
+    }
+    if standing.who.overdue(Timestamp::now()).is_some() {
+        value["overdue"] = json!(true);
     }
     value
 }
