@@ -49,6 +49,7 @@ pub mod os;
 mod place;
 pub mod policy;
 pub mod status;
+pub mod watch;
 
 use std::path::PathBuf;
 

@@ -36,6 +36,11 @@ pub struct Standing {
 }
 
 impl Status {
+    /// Of a mutex that nobody wants.
+    pub fn free(name: MutexName) -> Self {
+        Self { name, line: Vec::new(), holding: 0, foreign: Vec::new() }
+    }
+
     /// Those who hold the mutex.
     pub fn holders(&self) -> &[Standing] {
         &self.line[..self.holding]
@@ -77,8 +82,7 @@ pub fn names(root: &Path) -> Result<Vec<MutexName>, MutexError> {
 /// # Errors
 /// When its folder can't be used.
 pub fn status(root: &Path, name: &MutexName) -> Result<Status, MutexError> {
-    let mut status =
-        Status { name: name.clone(), line: Vec::new(), holding: 0, foreign: Vec::new() };
+    let mut status = Status::free(name.clone());
     if !root.join(name.as_str()).is_dir() {
         return Ok(status);
     }

@@ -6,6 +6,7 @@ mod breaking;
 mod once;
 mod run;
 mod status;
+mod watch;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -9,6 +9,7 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::watch;
 use crate::cli::failure::{Failure, code};
 use crate::cli::screen::{write_json, write_out};
 use crate::cli::show::{self, Table};
@@ -22,7 +23,14 @@ const EXAMPLES: &str = "\
 Examples:
   baton mutex status              all mutexes that somebody holds or wants
   baton mutex status log          one of them
-  baton mutex status --json       one line of JSON for each";
+  baton mutex status --json       one line of JSON for each
+  baton mutex status --watch      shown again whenever something changes, until Ctrl-C
+  baton mutex status --watch --json log | while read -r line; do …
+
+--watch looks at once when a line changes, and once a second for what gives no event: who has only
+the plain lock. On a terminal it shows the table in place; elsewhere it prints on changes only, with
+--json one line for each mutex that changed, also when it became free. What lasted for less than a
+moment may be left out.";
 
 /// Show who holds a mutex, who waits, and who has its plain lock without baton
 #[derive(Debug, Args)]
@@ -33,9 +41,15 @@ pub(super) struct StatusArgs {
     /// Print JSON, one line for each mutex
     #[arg(long)]
     json: bool,
+    /// Go on showing it, on each change
+    #[arg(long, short)]
+    watch: bool,
 }
 
 pub(super) fn status(args: &StatusArgs, root: &Path) -> Result<ExitCode, Failure> {
+    if args.watch {
+        return watch::watch(root, args.name.as_ref(), args.json);
+    }
     let names = match &args.name {
         Some(name) => vec![name.clone()],
         None => status::names(root)?,
