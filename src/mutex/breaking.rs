@@ -172,7 +172,8 @@ fn record(root: &Path, wanted: &Breaking, holder: &Claimant) -> Result<(), Break
 
 /// The last time that the mutex was broken, if it ever was and the record can be read.
 pub fn last_break(root: &Path, name: &MutexName) -> Option<Break> {
-    let text = std::fs::read_to_string(record_path(root, name)).ok()?;
+    let file = os::open_to_read(&record_path(root, name)).ok()??;
+    let text = io::read_to_string(file).ok()?;
     text.lines().rev().find_map(|line| serde_json::from_str(line).ok())
 }
 

@@ -144,11 +144,16 @@ pub fn acquire(
     mut tell: impl FnMut(Notice<'_>),
 ) -> Result<Result<Hold, Vec<Blocked>>, HolderError> {
     let mut hold = Hold::join(root, &wish.claims, claimant(wish, what), wish.is_told)?;
-    match wait(&mut hold, wish, &[], &mut tell)? {
-        None => Ok(Ok(hold)),
-        Some(busy) => {
+    match wait(&mut hold, wish, &[], &mut tell) {
+        Ok(None) => Ok(Ok(hold)),
+        Ok(Some(busy)) => {
             hold.release()?;
             Ok(Err(busy))
+        }
+        Err(error) => {
+            // What can't be removed is dead all the same.
+            hold.release().unwrap_or_default();
+            Err(error)
         }
     }
 }

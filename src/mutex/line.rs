@@ -99,6 +99,10 @@ pub(super) struct Folder {
 /// The mode of tickets, guard and counter: who may not join has nothing to read there either.
 const PRIVATE: u32 = 0o600;
 
+/// The greatest number of a ticket: what all readers of JSON keep exactly. No clock and no counting gets
+/// there, so a counter beyond it is damaged.
+const MAX_NUMBER: u64 = (1 << 53) - 1;
+
 /// A ticket in a line, by its file's name. Whether it lives is not known yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entry {
@@ -241,14 +245,11 @@ impl Folder {
     /// made.
     pub(super) fn look(&self, entry: Entry) -> Result<Option<Other>, MutexError> {
         let path = self.ticket_path(entry);
-        let failed = |source| MutexError::File { path: path.clone(), source };
-        let opened = OpenOptions::new().read(true).custom_flags(os::plain_flags()).open(&path);
-        let file = match opened {
-            Ok(file) => file,
+        let Some(file) = os::open_to_read(&path)? else {
             // Its owner removed it just now.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(failed(e)),
+            return Ok(None);
         };
+        let failed = |source| MutexError::File { path: path.clone(), source };
         let is_dead = os::try_lock_shared(&file).map_err(failed)?;
         Ok((!is_dead).then_some(Other { entry, file }))
     }
@@ -262,6 +263,7 @@ impl Folder {
         let length = file.read_at(&mut text, 0).unwrap_or(0);
         let last =
             std::str::from_utf8(&text[..length]).ok().and_then(|t| parse_file_name(t.trim()));
+        let last = last.filter(|last| last.number < MAX_NUMBER);
         let number = match last {
             Some(last) => last.number,
             // A lost or damaged counter: no live ticket may be overtaken.
@@ -345,7 +347,8 @@ fn parse_file_name(name: &str) -> Option<Entry> {
         "s" => Mode::Shared,
         counted => Mode::AtMost(counted.strip_prefix('s')?.parse::<NonZeroU32>().ok()?),
     };
-    Some(Entry { number: number.parse().ok()?, mode })
+    let number = number.parse().ok().filter(|number| *number <= MAX_NUMBER)?;
+    Some(Entry { number, mode })
 }
 
 #[cfg(test)]
@@ -371,7 +374,7 @@ mod tests {
             let name = file_name(entry);
             assert_eq!(parse_file_name(&name), Some(entry), "{name}");
         }
-        for strange in ["1", "1.y", "1.s0", "x.s", ".x", "1.x.tmp"] {
+        for strange in ["1", "1.y", "1.s0", "x.s", ".x", "1.x.tmp", "9007199254740992.x"] {
             assert_eq!(parse_file_name(strange), None, "{strange}");
         }
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::holder::{self, HolderError, Notice, Ran, Wish};
-use super::{Blocked, Claim, ExclusiveKey, Mode, MutexName};
+use super::{Blocked, Claim, ExclusiveKey, Mode, MutexName, os};
 use crate::durable;
 
 /// What came of it.
@@ -52,9 +52,10 @@ pub fn once(
         Ok(hold) => hold,
         Err(busy) => return Ok(Once::Ran(Ran::Busy(busy))),
     };
-    if let Some(at) = done_at(&path)?.filter(|at| is_fresh(*at, within)) {
+    let done = done_at(&path).map(|at| at.filter(|at| is_fresh(*at, within)));
+    if let Some(done) = done.transpose() {
         hold.release()?;
-        return Ok(Once::Done { at });
+        return done.map(|at| Once::Done { at });
     }
     let note = |ran: &Ran| match ran {
         Ran::Ended(status) if status.success() => {
@@ -94,11 +95,11 @@ fn done_path(root: &Path, key: &ExclusiveKey) -> PathBuf {
 }
 
 /// When it was done; a file with something else is none.
-fn done_at(path: &Path) -> io::Result<Option<Timestamp>> {
-    match std::fs::read_to_string(path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        other => Ok(other?.trim().parse().ok()),
-    }
+fn done_at(path: &Path) -> Result<Option<Timestamp>, HolderError> {
+    let Some(file) = os::open_to_read(path)? else {
+        return Ok(None);
+    };
+    Ok(io::read_to_string(file)?.trim().parse().ok())
 }
 
 /// A time in the future, of a clock that went back, is fresh.

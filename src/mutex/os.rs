@@ -14,6 +14,7 @@ use std::time::Instant;
 use named_lock::{NamedLock, NamedLockGuard};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::fs::{FlockOperation, OFlags, flock, inotify};
+use rustix::io::Errno;
 
 use super::MutexError;
 
@@ -46,21 +47,34 @@ pub(super) fn ensure_folder(path: &Path, mode: u32) -> Result<(), MutexError> {
 /// Opens a plain file for reading and writing, makes it with `mode` if need be. Never follows a
 /// link, never hangs on a pipe.
 pub(super) fn open_plain(path: &Path, mode: u32) -> Result<File, MutexError> {
-    let failed = |source| MutexError::File { path: path.to_owned(), source };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(mode)
-        .custom_flags(plain_flags())
-        .open(path)
-        .map_err(failed)?;
-    if file.metadata().map_err(failed)?.is_file() {
-        Ok(file)
-    } else {
-        Err(MutexError::Strange { path: path.to_owned(), expected: "file" })
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(mode);
+    open_if_plain(path, &mut options)
+}
+
+/// Opens a plain file for reading, as [`open_plain`] does; `None` when there is none.
+pub(super) fn open_to_read(path: &Path) -> Result<Option<File>, MutexError> {
+    match open_if_plain(path, &mut OpenOptions::new()) {
+        Err(MutexError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        other => other.map(Some),
     }
+}
+
+fn open_if_plain(path: &Path, options: &mut OpenOptions) -> Result<File, MutexError> {
+    let strange = || MutexError::Strange { path: path.to_owned(), expected: "file" };
+    let failed = |source: io::Error| {
+        let errno = Errno::from_io_error(&source);
+        // What the system says of a link, of a socket, and of a folder.
+        match errno {
+            Some(Errno::LOOP | Errno::NXIO | Errno::ISDIR) => strange(),
+            _ => MutexError::File { path: path.to_owned(), source },
+        }
+    };
+    let file = options.read(true).custom_flags(plain_flags()).open(path).map_err(failed)?;
+    let is_plain = file.metadata().map_err(failed)?.is_file();
+    if is_plain { Ok(file) } else { Err(strange()) }
 }
 
 /// Flags for opening what must be a plain file.
@@ -93,7 +107,12 @@ impl Guard {
     ) -> Result<Option<Self>, MutexError> {
         // named-lock would make the file 0644 and hang on a pipe: check, and make it first.
         let before = plain_file_id(path, mode)?;
-        let failed = |source| MutexError::Guard { path: path.to_owned(), source };
+        let failed = |source| match source {
+            named_lock::Error::CreateFailed(source) => {
+                MutexError::File { path: path.to_owned(), source }
+            }
+            source => MutexError::Guard { path: path.to_owned(), source },
+        };
         let named = NamedLock::with_path(path).map_err(failed)?;
         match lock(&named) {
             // A cleaner removed the file: what was locked guards nothing any more.
@@ -149,7 +168,7 @@ pub(super) fn unlock(file: &File) -> io::Result<()> {
 fn try_flock(file: &File, operation: FlockOperation) -> io::Result<bool> {
     match flock(file, operation) {
         Ok(()) => Ok(true),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(Errno::WOULDBLOCK) => Ok(false),
         Err(e) => Err(e.into()),
     }
 }
@@ -160,7 +179,7 @@ fn lock_blocking(file: &File, exclusive: bool) -> io::Result<()> {
         if exclusive { FlockOperation::LockExclusive } else { FlockOperation::LockShared };
     loop {
         match flock(file, operation) {
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             other => return other.map_err(io::Error::from),
         }
     }
@@ -287,7 +306,7 @@ pub(super) fn sleep<'a>(
     let left = deadline.map(|until| until.saturating_duration_since(Instant::now()));
     let left = left.and_then(|left| Timespec::try_from(left).ok());
     match rustix::event::poll(&mut polled, left.as_ref()) {
-        Err(e) if e != rustix::io::Errno::INTR => Err(e.into()),
+        Err(e) if e != Errno::INTR => Err(e.into()),
         _ => Ok(()),
     }
 }

@@ -165,26 +165,32 @@ fn standing_json(standing: &Standing) -> Value {
     value
 }
 
+/// What to do about a folder that the system does not let be used.
+fn io_hint(kind: ErrorKind) -> Option<&'static str> {
+    if kind == ErrorKind::PermissionDenied {
+        Some("a mutex is for processes of one user; BATON_MUTEX_DIR names the folder")
+    } else if kind == ErrorKind::ReadOnlyFilesystem {
+        Some("its file system is read-only; BATON_MUTEX_DIR names another folder")
+    } else if matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+        Some("make room on its file system; BATON_MUTEX_DIR names another folder")
+    } else {
+        None
+    }
+}
+
 impl From<MutexError> for Failure {
     fn from(error: MutexError) -> Self {
-        let denied = |source: &std::io::Error| source.kind() == ErrorKind::PermissionDenied;
         let hint = match &error {
             MutexError::Unsafe { path, .. } => {
                 Some(format!("chmod go-w {}, or set BATON_MUTEX_DIR", path.display()))
             }
-            MutexError::Folder { source, .. } | MutexError::File { source, .. }
-                if denied(source) =>
-            {
-                Some(
-                    "a mutex is for processes of one user; BATON_MUTEX_DIR names the folder".into(),
-                )
+            MutexError::Strange { .. } => {
+                Some("nothing of baton's made it: look at it, then remove it".to_owned())
             }
-            MutexError::Folder { .. }
-            | MutexError::File { .. }
-            | MutexError::Strange { .. }
-            | MutexError::Guard { .. }
-            | MutexError::Deadlock(_)
-            | MutexError::Wake(_) => None,
+            MutexError::Folder { source, .. } | MutexError::File { source, .. } => {
+                io_hint(source.kind()).map(str::to_owned)
+            }
+            MutexError::Guard { .. } | MutexError::Deadlock(_) | MutexError::Wake(_) => None,
         };
         hint.into_iter().fold(Self::new(code::INTERNAL, error), Self::hint)
     }
