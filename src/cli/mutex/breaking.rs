@@ -37,9 +37,9 @@ pub(super) struct BreakArgs {
     /// Why, for the record
     #[arg(long, value_name = "TEXT", value_parser = reason)]
     reason: String,
-    /// How long the processes have after they were asked
-    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = time_limit)]
-    grace: Duration,
+    /// How long the processes have after they were asked. Default: 15s
+    #[arg(long, value_name = "TIME", value_parser = time_limit)]
+    grace: Option<Duration>,
 }
 
 pub(super) fn break_hold(args: BreakArgs, root: &Path) -> Result<ExitCode, Failure> {
@@ -47,6 +47,7 @@ pub(super) fn break_hold(args: BreakArgs, root: &Path) -> Result<ExitCode, Failu
         return Err(Failure::usage("the reason is empty"));
     }
     let BreakArgs { name, holder: ticket, reason, grace } = args;
+    let grace = grace.unwrap_or(breaking::GRACE);
     let wanted = Breaking { name, ticket, reason, grace };
     let holder = breaking::break_hold(root, &wanted)?;
     let party = Party { who: holder.who, exclusive: holder.mode.is_exclusive() };

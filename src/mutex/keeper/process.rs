@@ -55,9 +55,17 @@ fn keep() -> Result<(), HolderError> {
             say(&Word::Waits(blocked.to_vec())).unwrap_or_default();
         }
     };
-    if let Some(busy) = holder::wait(&mut hold, &wish, &watched, &mut tell)? {
-        hold.release()?;
-        return Ok(say(&if tied.has_ended() { Word::Over } else { Word::Busy(busy) })?);
+    match holder::wait(&mut hold, &wish, &watched, &mut tell) {
+        Ok(None) => {}
+        Ok(Some(busy)) => {
+            hold.release()?;
+            return Ok(say(&if tied.has_ended() { Word::Over } else { Word::Busy(busy) })?);
+        }
+        Err(error) => {
+            // What can't be removed is dead all the same.
+            hold.release().unwrap_or_default();
+            return Err(error);
+        }
     }
     let ticket = hold.tickets().first().map_or(0, |held| held.ticket);
     if say(&Word::Held(ticket)).is_ok() && is_confirmed(&watched)? {
