@@ -1,104 +1,20 @@
 //! Promise: what a mutex can't do it says at once and clearly: a stuck guard, thousands in a line, a
-//! clock that jumps, strange files, a cleaner, other users. Nobody overlaps, nothing outside is touched.
+//! clock that jumps, a bad name, a folder that can't be written.
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails here")]
+#![allow(clippy::print_stderr, reason = "what is left out is said")]
 
 mod support;
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rustix::fs::{FlockOperation, flock};
-use support::{Gate, World, exited, finish, spawn};
-
-/// What is in no way slow, on a noisy machine.
-const AT_ONCE: Duration = Duration::from_millis(1500);
-
-fn mutex(world: &World, words: &[&str]) -> Command {
-    let mut command = world.baton();
-    command.arg("mutex").args(words);
-    command
-}
-
-/// A mutex `log` that was used once: its folder is there.
-fn used(world: &World) -> PathBuf {
-    let (code, _, told) = finish(&mut mutex(world, &["run", "log", "--", "true"]));
-    assert_eq!(code, 0, "{told}");
-    world.mutexes().join("log")
-}
-
-/// Locks a file as any program may. Given back explicitly: a process that is just being started may
-/// have the descriptor still.
-struct Locked(File);
-
-impl Locked {
-    fn new(path: &Path) -> Self {
-        let file = File::open(path).unwrap();
-        flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
-        Self(file)
-    }
-}
-
-impl Drop for Locked {
-    fn drop(&mut self) {
-        flock(&self.0, FlockOperation::Unlock).unwrap();
-    }
-}
-
-/// `baton mutex run …` with what it tells.
-struct Waiter {
-    child: Child,
-    told: BufReader<ChildStderr>,
-}
-
-impl Waiter {
-    fn start(command: &mut Command) -> Self {
-        let mut child = spawn(command.stderr(Stdio::piped()));
-        let told = BufReader::new(child.stderr.take().unwrap());
-        Self { child, told }
-    }
-
-    fn told(&mut self) -> String {
-        let mut line = String::new();
-        self.told.read_line(&mut line).unwrap();
-        line
-    }
-
-    fn end(mut self) -> i32 {
-        self.child.wait().unwrap().code().unwrap()
-    }
-}
-
-/// A process that holds the mutex until the gate is opened.
-fn holder(world: &World, gate: &Gate) -> Child {
-    let text = format!("echo on; {}", gate.wait());
-    let mut command = mutex(world, &["run", "log", "--", "sh", "-c", &text]);
-    let mut child = spawn(command.stdout(Stdio::piped()));
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert_eq!(line, "on\n");
-    child
-}
-
-/// The tickets in the line of a mutex, living or dead.
-fn tickets(folder: &Path) -> Vec<String> {
-    let names = std::fs::read_dir(folder.join("line")).unwrap();
-    let mut names: Vec<_> =
-        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-fn status(world: &World) -> serde_json::Value {
-    let (code, out, told) = finish(&mut mutex(world, &["status", "log", "--json"]));
-    assert_eq!(code, 0, "{told}");
-    serde_json::from_str(&out).unwrap()
-}
+use support::line::{AT_ONCE, Locked, Waiter, fence, holder, mutex, status, tickets, used};
+use support::{World, exited, finish};
 
 /// A process that is stopped while it joins a line keeps the line as it is.
 #[tokio::test]
@@ -240,13 +156,6 @@ fn an_exclusive_claim_waits_for_the_last_of_thousands_that_hold_together() {
     assert_eq!(tickets(&folder), [""; 0], "the dead are removed");
 }
 
-fn fence(world: &World) -> u64 {
-    let words = ["run", "log", "--", "sh", "-c", "echo $BATON_MUTEX_FENCE"];
-    let (code, out, told) = finish(&mut mutex(world, &words));
-    assert_eq!(code, 0, "{told}");
-    out.trim().parse().unwrap()
-}
-
 #[test]
 fn rule_1_numbers_grow_whatever_the_clock_did() {
     let world = World::new();
@@ -303,166 +212,6 @@ fn times_of_another_clock_are_shown_as_none() {
     assert_eq!(finish(&mut mutex(&world, &once)).0, 0);
 }
 
-/// What of a file a stranger's write would change.
-fn traits(path: &Path) -> (Vec<u8>, u32, i64, i64) {
-    let found = path.metadata().unwrap();
-    (std::fs::read(path).unwrap(), found.mode(), found.mtime(), found.mtime_nsec())
-}
-
-fn fifo(path: &Path) {
-    let kind = rustix::fs::FileType::Fifo;
-    rustix::fs::mknodat(rustix::fs::CWD, path, kind, 0o600.into(), 0).unwrap();
-}
-
-#[test]
-fn links_pipes_and_folders_in_the_place_of_a_file_are_refused_and_nothing_outside_is_touched() {
-    let world = World::new();
-    let folder = used(&world);
-    let (victim, nowhere) = (world.path("victim"), world.path("nowhere"));
-    support::write(&victim, "precious");
-    std::fs::set_permissions(&victim, std::fs::Permissions::from_mode(0o644)).unwrap();
-    let before = traits(&victim);
-    let link = |to: &Path, at: &Path| std::os::unix::fs::symlink(to, at).unwrap();
-    let kinds: [&dyn Fn(&Path); 4] =
-        [&|at| link(&victim, at), &|at| link(&nowhere, at), &|at| fifo(at), &|at| {
-            std::fs::create_dir(at).unwrap()
-        }];
-    for name in ["guard", "next", "os.lock", "line/0000000001.x"] {
-        for (number, put) in kinds.iter().enumerate() {
-            let path = folder.join(name);
-            drop(std::fs::remove_file(&path));
-            put(&path);
-            for words in
-                [&["run", "log", "--", "true"][..], &["acquire", "log"], &["append", "log", "out"]]
-            {
-                let since = Instant::now();
-                // `append` reads what it is to write before it needs the mutex.
-                let mut command = mutex(&world, words);
-                let input = File::open(&victim).unwrap();
-                let (code, _, told) = finish(command.current_dir(world.path("")).stdin(input));
-                let what = format!("{number} as {name}, {words:?}: {code} {told}");
-                assert!(since.elapsed() < AT_ONCE, "{what}");
-                let text = format!("{} is not a plain file", path.display());
-                assert!(code == 70 && told.contains(&text), "{what}");
-                assert!(words[0] == "acquire" || told.contains("hint:"), "{what}");
-            }
-            // Looking at it is as harmless.
-            let (code, _, told) = finish(&mut mutex(&world, &["status", "log"]));
-            assert_eq!(code, if name.starts_with("line") { 70 } else { 0 }, "{told}");
-            if number == 3 {
-                std::fs::remove_dir(&path).unwrap();
-            } else {
-                std::fs::remove_file(&path).unwrap();
-            }
-            assert_eq!(tickets(&folder), [""; 0], "{number} as {name}");
-            assert_eq!(traits(&victim), before, "{number} as {name}");
-            assert!(!nowhere.exists() && !world.path("out").exists(), "{number} as {name}");
-            fence(&world);
-        }
-    }
-}
-
-#[test]
-fn a_link_in_the_place_of_a_folder_is_refused_and_a_pipe_as_a_record_is_not_read() {
-    let world = World::new();
-    let folder = used(&world);
-    let outside = world.path("outside");
-    std::fs::create_dir(&outside).unwrap();
-    for at in [folder.join("line"), world.mutexes().join("other")] {
-        drop(std::fs::remove_dir(&at));
-        std::os::unix::fs::symlink(&outside, &at).unwrap();
-        let name = if at.ends_with("line") { "log" } else { "other" };
-        for words in [&["run", name, "--", "true"][..], &["path", name], &["status", name]] {
-            let (code, _, told) = finish(&mut mutex(&world, words));
-            assert!(code == 70 && told.contains("is not a plain folder"), "{words:?}: {told}");
-        }
-        std::fs::remove_file(&at).unwrap();
-        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
-    }
-    assert_eq!(finish(&mut mutex(&world, &["once", "key", "--", "true"])).0, 0);
-    let done = world.mutexes().join("once.key/done");
-    std::fs::remove_file(&done).unwrap();
-    fifo(&done);
-    let (code, _, told) = finish(&mut mutex(&world, &["once", "key", "--", "true"]));
-    assert!(code == 70 && told.contains("is not a plain file"), "{told}");
-    assert_eq!(tickets(&world.mutexes().join("once.key")), [""; 0]);
-    fifo(&folder.join("breaks"));
-    fence(&world);
-    assert_eq!(finish(&mut mutex(&world, &["status", "log"])).0, 0);
-}
-
-#[test]
-fn rule_8_a_lock_file_that_was_removed_lets_nobody_of_baton_overlap_or_overtake() {
-    let world = World::new();
-    let folder = used(&world);
-    let (lock, log) = (folder.join("os.lock"), world.path("order"));
-    let gate = world.gate();
-    let mut first = holder(&world, &gate);
-    std::fs::remove_file(&lock).unwrap();
-    let busy = || finish(&mut mutex(&world, &["run", "--no-wait", "log", "--", "true"]));
-    assert_eq!(busy().0, 75);
-    let says = |word: &str| {
-        let text = format!(
-            "flock -n '{}' echo free >> {log}; echo {word} >> {log}",
-            lock.display(),
-            log = log.display()
-        );
-        let mut waiter =
-            Waiter::start(&mut mutex(&world, &["run", "log", "--", "sh", "-c", &text]));
-        assert!(waiter.told().contains("waiting"));
-        waiter
-    };
-    let waiters = [says("second"), says("third")];
-    // The one that they would have made.
-    drop(std::fs::remove_file(&lock));
-    gate.open();
-    assert!(first.wait().unwrap().success());
-    assert_eq!(waiters.map(Waiter::end), [0, 0]);
-    assert_eq!(support::lines(&log), ["second", "third"], "and the lock at the path was held");
-
-    // A program outside baton has the lock whose file is removed: it is waited for all the same.
-    let outsider = Locked::new(&lock);
-    let waiter = says("fourth");
-    std::fs::remove_file(&lock).unwrap();
-    assert_eq!(busy().0, 75);
-    drop(outsider);
-    assert_eq!(waiter.end(), 0);
-    assert_eq!(support::lines(&log), ["second", "third", "fourth"]);
-}
-
-#[test]
-fn rule_8_a_guard_that_was_removed_holds_nobody_up_and_nobody_overtakes() {
-    let world = World::new();
-    let guard = used(&world).join("guard");
-    // Held, and somebody waits for it.
-    let stuck = Locked::new(&guard);
-    let mut late = Waiter::start(&mut mutex(&world, &["run", "log", "--", "true"]));
-    assert!(late.told().contains("stopped while it joined"));
-    std::fs::remove_file(&guard).unwrap();
-    let since = Instant::now();
-    fence(&world);
-    assert!(since.elapsed() < AT_ONCE, "a new one was made");
-    drop(stuck);
-    assert_eq!(late.end(), 0);
-
-    // The mutex is held, and somebody waits for it.
-    let (gate, log) = (world.gate(), world.path("order"));
-    let mut first = holder(&world, &gate);
-    let waiters = [("second", 1), ("third", 2)].map(|(word, position)| {
-        std::fs::remove_file(&guard).unwrap();
-        let text = format!("echo {word} >> {}", log.display());
-        let mut waiter =
-            Waiter::start(&mut mutex(&world, &["run", "log", "--", "sh", "-c", &text]));
-        let told = waiter.told();
-        assert!(told.contains(&format!("position {position}:")), "{told}");
-        waiter
-    });
-    gate.open();
-    assert!(first.wait().unwrap().success());
-    assert_eq!(waiters.map(Waiter::end), [0, 0]);
-    assert_eq!(support::lines(&log), ["second", "third"]);
-}
-
 #[test]
 fn a_name_that_is_none_is_refused_by_every_command_with_the_limit() {
     let world = World::new();
@@ -501,4 +250,119 @@ fn a_name_that_is_none_is_refused_by_every_command_with_the_limit() {
     }
     let (code, _, told) = finish(&mut mutex(&world, &["once", &"/".repeat(80), "--", "true"]));
     assert_eq!(code, 0, "{told}");
+}
+
+/// A small file system as the folder of the mutexes, unmounted at the end.
+struct Small(PathBuf);
+
+impl Small {
+    /// `None` where this may not be done.
+    fn mount(world: &World, options: &str) -> Option<Self> {
+        let path = world.mutexes();
+        std::fs::create_dir_all(&path).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "baton-test"]).arg(&path).stderr(Stdio::null());
+        if mount.status().is_ok_and(|status| status.success()) {
+            return Some(Self(path));
+        }
+        eprintln!("skipped: no file system may be mounted here");
+        None
+    }
+
+    fn remount(&self, options: &str) {
+        let mut mount = Command::new("mount");
+        mount.args(["-o", &format!("remount,{options}")]).arg(&self.0);
+        assert!(mount.status().unwrap().success());
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("--lazy").arg(&self.0).status());
+    }
+}
+
+#[test]
+fn a_read_only_folder_is_said_and_can_be_looked_at() {
+    let world = World::new();
+    let Some(small) = Small::mount(&world, "size=2m,mode=755") else {
+        return;
+    };
+    let folder = used(&world);
+    small.remount("ro");
+    for name in ["log", "other"] {
+        let path = world.mutexes().join(name).display().to_string();
+        for words in [&["run", name, "--", "true"][..], &["acquire", name]] {
+            let (code, _, told) = finish(&mut mutex(&world, words));
+            assert!(code == 70 && told.contains(&path), "{words:?}: {code} {told}");
+            assert!(told.contains("Read-only file system"), "{told}");
+            assert!(words[0] == "acquire" || told.contains("hint: its file system"), "{told}");
+        }
+    }
+    assert_eq!(tickets(&folder), [""; 0]);
+    for words in [&["status"][..], &["status", "log"], &["status", "other"], &["path", "log"]] {
+        let (code, _, told) = finish(&mut mutex(&world, words));
+        assert_eq!(code, 0, "{words:?}: {told}");
+    }
+    small.remount("rw");
+    fence(&world);
+}
+
+/// Fills a file system; what fills it is to be removed again.
+fn exhaust(small: &Small) -> PathBuf {
+    use std::io::Write as _;
+    let path = small.0.join("ballast");
+    let mut file = File::create(&path).unwrap();
+    while file.write(&[0; 4096]).is_ok_and(|written| written > 0) {}
+    path
+}
+
+#[test]
+fn a_full_disk_is_said_leaves_no_ticket_and_disturbs_neither_holder_nor_waiter() {
+    let world = World::new();
+    let Some(small) = Small::mount(&world, "size=256k,nr_inodes=64,mode=755") else {
+        return;
+    };
+    let folder = used(&world);
+    let (gate, log) = (world.gate(), world.path("order"));
+    let mut first = holder(&world, &gate);
+    let text = format!("echo second >> {}", log.display());
+    let mut waiter = Waiter::start(&mut mutex(&world, &["run", "log", "--", "sh", "-c", &text]));
+    assert!(waiter.told().contains("position 1:"));
+    let standing = tickets(&folder);
+    assert_eq!(standing.len(), 2);
+    let refused = |name: &str| {
+        let words = ["run", name, "--", "sh", "-c", &format!("echo no >> {}", log.display())];
+        let (code, _, told) = finish(&mut mutex(&world, &words));
+        assert!(code == 70 && told.contains("No space left"), "{name}: {code} {told}");
+        let path = world.mutexes().join(name).display().to_string();
+        assert!(told.contains(&path) && told.contains("hint: make room"), "{told}");
+    };
+    let ballast = exhaust(&small);
+    refused("other");
+    refused("log");
+    assert_eq!(tickets(&folder), standing);
+    assert_eq!(tickets(&world.mutexes().join("other")), [""; 0]);
+    let seen = status(&world);
+    assert_eq!(seen["holders"][0]["pid"], first.id());
+    assert_eq!(seen["waiters"][0]["pid"], waiter.child.id());
+    gate.open();
+    assert!(first.wait().unwrap().success());
+    assert_eq!(waiter.end(), 0, "a place is enough, also when the disk is full");
+    assert_eq!(support::lines(&log), ["second"]);
+    std::fs::remove_file(ballast).unwrap();
+
+    // No file can be made, though there is room.
+    let files = (0..).map(|number| small.0.join(format!("file{number}")));
+    let files: Vec<_> = files.take_while(|path| File::create(path).is_ok()).collect();
+    refused("log");
+    refused("third");
+    assert_eq!(tickets(&folder), [""; 0]);
+    for path in files {
+        std::fs::remove_file(path).unwrap();
+    }
+    for name in ["log", "other", "third"] {
+        let (code, _, told) = finish(&mut mutex(&world, &["run", "-n", name, "--", "true"]));
+        assert_eq!(code, 0, "{told}");
+    }
 }

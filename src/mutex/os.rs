@@ -107,11 +107,13 @@ impl Guard {
     ) -> Result<Option<Self>, MutexError> {
         // named-lock would make the file 0644 and hang on a pipe: check, and make it first.
         let before = plain_file_id(path, mode)?;
-        let failed = |source| match source {
-            named_lock::Error::CreateFailed(source) => {
-                MutexError::File { path: path.to_owned(), source }
+        let failed = |source| {
+            let path = path.to_owned();
+            if let named_lock::Error::CreateFailed(source) = source {
+                MutexError::File { path, source }
+            } else {
+                MutexError::Guard { path, source }
             }
-            source => MutexError::Guard { path: path.to_owned(), source },
         };
         let named = NamedLock::with_path(path).map_err(failed)?;
         match lock(&named) {

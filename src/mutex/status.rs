@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::deadlock::Held;
 use super::line::{Claimant, Folder};
 use super::locks::{self, LockOwner};
-use super::{Claim, Mode, MutexError, MutexName, policy};
+use super::{Claim, Mode, MutexError, MutexName, os, policy};
 
 /// How a mutex stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,20 +133,22 @@ pub fn conflict<'a>(
     Ok(None)
 }
 
-/// The path of the plain OS lock, made if need be.
+/// The path of the plain OS lock, made if need be. Who may only read it may lock it all the same.
 ///
 /// # Errors
 /// When the folder can't be made.
 pub fn os_lock_path(root: &Path, name: &MutexName) -> Result<PathBuf, MutexError> {
     let folder = Folder::open(root, name)?;
-    drop(folder.open_os_lock()?);
+    if os::open_to_read(&folder.os_lock_path())?.is_none() {
+        drop(folder.open_os_lock()?);
+    }
     Ok(folder.os_lock_path())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mutex::{Advance, Claim, Hold, os};
+    use crate::mutex::{Advance, Claim, Hold};
 
     #[test]
     fn holders_waiters_and_outsiders_are_told_apart() {

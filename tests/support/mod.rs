@@ -5,6 +5,8 @@
 #![allow(clippy::must_use_candidate, clippy::return_self_not_must_use, reason = "tests only")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on fails here")]
 
+pub mod line;
+
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::num::NonZeroU32;

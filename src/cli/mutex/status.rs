@@ -165,10 +165,12 @@ fn standing_json(standing: &Standing) -> Value {
     value
 }
 
+const OF_ONE_USER: &str = "a mutex is for processes of one user; BATON_MUTEX_DIR names the folder";
+
 /// What to do about a folder that the system does not let be used.
 fn io_hint(kind: ErrorKind) -> Option<&'static str> {
     if kind == ErrorKind::PermissionDenied {
-        Some("a mutex is for processes of one user; BATON_MUTEX_DIR names the folder")
+        Some(OF_ONE_USER)
     } else if kind == ErrorKind::ReadOnlyFilesystem {
         Some("its file system is read-only; BATON_MUTEX_DIR names another folder")
     } else if matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
@@ -181,6 +183,7 @@ fn io_hint(kind: ErrorKind) -> Option<&'static str> {
 impl From<MutexError> for Failure {
     fn from(error: MutexError) -> Self {
         let hint = match &error {
+            MutexError::Unsafe { mode, .. } if mode & 0o022 == 0 => Some(OF_ONE_USER.to_owned()),
             MutexError::Unsafe { path, .. } => {
                 Some(format!("chmod go-w {}, or set BATON_MUTEX_DIR", path.display()))
             }
