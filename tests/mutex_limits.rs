@@ -34,9 +34,15 @@ async fn who_sits_in_a_guard_is_named_and_can_be_waited_for_or_not() {
         assert!(took >= limit && took < limit + AT_ONCE, "{took:?}");
     }
     for words in [&["status", "log"][..], &["status"]] {
-        let since = Instant::now();
-        let (code, out, _) = finish(&mut mutex(&world, words));
-        assert!(code == 0 && out.contains("nobody") && since.elapsed() < AT_ONCE, "{out}");
+        let took = |_| {
+            let since = Instant::now();
+            let (code, out, _) = finish(&mut mutex(&world, words));
+            assert!(code == 0 && out.contains("nobody"), "{out}");
+            since.elapsed()
+        };
+        // One that was held up by other work says nothing.
+        let took = (0..5).map(took).min().unwrap();
+        assert!(took < baton::mutex::hold::GUARD_PATIENCE, "{took:?}");
     }
     let mut waiter = Waiter::start(&mut mutex(&world, &["run", "log", "--", "true"]));
     let told = waiter.told();
@@ -109,7 +115,7 @@ fn ten_thousand_in_a_line_keep_their_order_and_cost_no_files() {
         assert_eq!(code, 75, "{told}");
         assert!(told.contains(&format!("waiting, position {number}:")), "{told}");
         assert!(told.contains(&format!("{} wait before", number - 1)), "{told}");
-        assert!(since.elapsed() < 4 * AT_ONCE, "{:?}", since.elapsed());
+        assert!(since.elapsed() < AT_ONCE, "{:?}", since.elapsed());
     }
     let since = Instant::now();
     let (code, out, told) = finish(&mut frugal(&world, "status log --json"));

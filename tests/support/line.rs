@@ -10,8 +10,8 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::{Gate, World, finish, spawn};
 
-/// What is in no way slow, on a noisy machine.
-pub const AT_ONCE: Duration = Duration::from_millis(1500);
+/// What takes longer hangs, also on a noisy machine.
+pub const AT_ONCE: Duration = Duration::from_secs(15);
 
 pub fn mutex(world: &World, words: &[&str]) -> Command {
     let mut command = world.baton();
