@@ -1,14 +1,22 @@
 //! The `baton` command: parses, calls the library, turns an error into an exit status.
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // A supervisor's start is on the way of every script: no command-line parser.
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == "supervise") {
-        return baton::supervisor::main();
+    let words: Vec<OsString> = std::env::args_os().collect();
+    // A supervisor's start is on the way of every script: no command-line parser. Only by our own name:
+    // called as `flock`, the word is a file.
+    if let [program, only] = words.as_slice()
+        && !Path::new(program).ends_with("flock")
+    {
+        if only == "supervise" {
+            return baton::supervisor::main();
+        }
+        if only == "keep" {
+            return baton::mutex::keeper::main();
+        }
     }
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == "keep") {
-        return baton::mutex::keeper::main();
-    }
-    baton::cli::main()
+    baton::cli::main(&words)
 }

@@ -85,6 +85,11 @@ impl Process {
     }
 }
 
+/// This process and those above it, as far as this user may see them.
+pub fn ancestors() -> impl Iterator<Item = Process> {
+    std::iter::successors(Process::read(std::process::id()), |below| Process::read(below.parent))
+}
+
 /// All processes that this user may see.
 pub fn all() -> impl Iterator<Item = Process> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();

@@ -297,9 +297,21 @@ fn when_the_script_ends_while_it_waits_nobody_is_left_in_the_line() {
 }
 
 #[test]
+fn a_command_that_would_wait_for_its_own_script_s_token_is_refused() {
+    let world = World::new();
+    let text = format!("{0} mutex acquire log; {0} mutex run log -- true", support::BATON);
+    let mut command = Command::new("sh");
+    command.args(["-c", &text]).env("BATON_MUTEX_DIR", world.mutexes());
+    let (code, _, told) = finish(&mut command);
+    assert!(code == 75 && told.contains("it would wait for itself"), "{told}");
+}
+
+#[test]
 fn a_killed_keeper_frees_the_mutex_and_its_token_is_worth_nothing() {
     let world = World::new();
-    let words = ["acquire", "log", "--for-pid", &own_pid()];
+    let gate = world.gate();
+    let mut script = spawn(Command::new("sh").args(["-c", &gate.wait()]));
+    let words = ["acquire", "log", "--for-pid", &script.id().to_string()];
     let (code, token, _) = finish(&mut mutex(&world, &words));
     assert_eq!(code, 0);
     let next = waiter(&world, &["run", "log", "--", "true"], 1);
@@ -307,6 +319,8 @@ fn a_killed_keeper_frees_the_mutex_and_its_token_is_worth_nothing() {
     support::kill(u32::try_from(keeper).unwrap());
     assert_eq!(next.end().0, 0);
     assert_eq!(finish(&mut mutex(&world, &["release", "log", token.trim_end()])).0, 1);
+    gate.open();
+    assert!(script.wait().unwrap().success());
 }
 
 #[test]

@@ -421,3 +421,21 @@ fn a_command_is_told_as_everywhere_what_it_can_do() {
     assert_eq!(help(&words).0, 0);
     assert!(world.path("elsewhere").is_dir());
 }
+
+/// Words that start other programs of ours are files like any other when it is called as `flock`.
+#[test]
+fn called_as_flock_any_word_is_a_file() {
+    let world = World::new();
+    let link = world.path("flock");
+    symlink(BATON, &link).unwrap();
+    for word in ["keep", "supervise", "mutex"] {
+        let mut command = Command::new(&link);
+        command.args([word, "echo", "ran"]).current_dir(world.path(".")).stdin(Stdio::null());
+        command.env("BATON_MUTEX_DIR", world.mutexes());
+        let (code, out, told) = finish(&mut command);
+        assert_eq!((code, out.as_str()), (0, "ran\n"), "{word}: {told}");
+        let mut alone = Command::new(&link);
+        alone.arg(word).current_dir(world.path(".")).stdin(Stdio::null());
+        assert_eq!(finish(&mut alone).0, 64, "{word}");
+    }
+}

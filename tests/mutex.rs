@@ -78,6 +78,13 @@ fn a_claim_under_its_own_mutex_is_refused_also_inside_a_script() {
     let twice = ["mutex", "run", "a", "--", baton, "mutex", "run", "a", "--", "true"];
     let (code, _, told) = finish(world.baton().args(twice));
     assert_eq!(code, 75, "{told}");
+    for modes in
+        [["--at-most=1", "--at-most=1"], ["--at-most=1", "--shared"], ["-s", "--at-most=1"]]
+    {
+        let nested = ["mutex", "run", modes[0], "a", "--", baton];
+        let nested = nested.into_iter().chain(["mutex", "run", modes[1], "a", "--", "true"]);
+        assert_eq!(finish(world.baton().args(nested)).0, 75, "{modes:?}");
+    }
     let shared = ["mutex", "run", "-s", "a", "--", baton, "mutex", "run", "-s", "a", "--", "true"];
     assert_eq!(finish(world.baton().args(shared)).0, 0);
     // Inside a script only the folder of the mutexes is known: the others are the test's too.

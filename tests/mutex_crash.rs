@@ -186,6 +186,25 @@ fn a_killed_wrapper_s_mutex_is_held_until_the_last_process_of_its_command_has_en
 
 /// Rule 6.
 #[test]
+fn redirections_of_the_command_do_not_give_its_place_away() {
+    let world = World::new();
+    let gate = world.gate();
+    let closed: String = (3..255).fold(String::new(), |text, fd| text + &format!(" {fd}>&-"));
+    let text = format!("exec{closed}; echo on; {}", gate.wait());
+    let mut command = world.baton();
+    command.args(["mutex", "run", "log", "--", "bash", "-c", &text]).stdout(Stdio::piped());
+    let mut wrapper = spawn(&mut command);
+    let mut out = BufReader::new(wrapper.stdout.take().unwrap());
+    out.read_line(&mut String::new()).unwrap();
+    signal(&wrapper, Signal::KILL);
+    wrapper.wait().unwrap();
+    let busy = ["mutex", "run", "--no-wait", "log", "--", "true"];
+    assert_eq!(finish(world.baton().args(busy)).0, 75);
+    gate.open();
+    assert_eq!(finish(world.baton().args(["mutex", "run", "log", "--", "true"])).0, 0);
+}
+
+#[test]
 fn what_a_command_left_running_holds_nothing() {
     for mode in ["a", "--shared a", "b a"] {
         let world = World::new();

@@ -154,9 +154,8 @@ impl MutexRun {
 }
 
 /// Runs the command line.
-pub fn main() -> ExitCode {
-    let words: Vec<OsString> = std::env::args_os().collect();
-    run_command(&words).unwrap_or_else(Failure::report)
+pub fn main(words: &[OsString]) -> ExitCode {
+    run_command(words).unwrap_or_else(Failure::report)
 }
 
 fn run_command(words: &[OsString]) -> Result<ExitCode, Failure> {
@@ -229,6 +228,18 @@ fn time_limit(text: &str) -> Result<std::time::Duration, String> {
         .map_err(|error| format!("{error}; for example 90s, 10m, 1h30m"))?;
     if time.is_zero() {
         return Err("is zero; leave it out for no limit".to_owned());
+    }
+    Ok(time)
+}
+
+/// The shortest time between two texts of the same kind: nobody reads faster.
+const MIN_INTERVAL: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// Parses how often something is told.
+fn interval(text: &str) -> Result<std::time::Duration, String> {
+    let time = time_limit(text)?;
+    if time < MIN_INTERVAL {
+        return Err(format!("is less than {}", humantime::format_duration(MIN_INTERVAL)));
     }
     Ok(time)
 }

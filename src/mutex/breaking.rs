@@ -6,10 +6,10 @@
 //!    says so; nothing in the folder is removed by force.
 //! 3. Who broke what and why is on record before anybody is asked.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::line::{Claimant, Entry, Folder};
 use super::status::{self, Standing};
-use super::{MutexError, MutexName, os};
+use super::{MutexError, MutexName, locks, os};
 use crate::process::{self, Process};
 
 /// How long the tree has after it was asked, unless the operator says otherwise: longer than a script of
@@ -116,15 +116,18 @@ pub fn break_hold(root: &Path, wanted: &Breaking) -> Result<Standing, BreakError
     let holder = status.holders().iter().find(|standing| standing.ticket == wanted.ticket);
     let Some(holder) = holder.cloned() else {
         let holding = status.holders().iter().map(|standing| standing.ticket).collect();
-        let (name, ticket) = (wanted.name.clone(), wanted.ticket);
-        return Err(BreakError::NotHolding { name, ticket, holding });
+        return Err(not_holding(wanted, holding));
     };
     let folder = Folder::open(root, &wanted.name)?;
     let entry = Entry { number: holder.ticket, mode: holder.mode };
     let Some(ticket) = folder.look(entry)? else {
-        return Ok(holder);
+        return Err(not_holding(wanted, Vec::new()));
     };
-    let mut tree = Tree::of(&holder.who, &ticket.file)?;
+    let mut tree = Tree::of(&holder.who, ticket.file.metadata()?);
+    if folder.look(entry)?.is_none() {
+        // It ended by itself meanwhile: what it left running is nobody's holder.
+        return Err(not_holding(wanted, Vec::new()));
+    }
     if tree.is_above_this() {
         return Err(BreakError::Own(wanted.name.clone()));
     }
@@ -142,8 +145,16 @@ pub fn break_hold(root: &Path, wanted: &Breaking) -> Result<Standing, BreakError
     }
 }
 
+fn not_holding(wanted: &Breaking, holding: Vec<u64>) -> BreakError {
+    BreakError::NotHolding { name: wanted.name.clone(), ticket: wanted.ticket, holding }
+}
+
 fn record_path(root: &Path, name: &MutexName) -> PathBuf {
     root.join(name.as_str()).join("breaks")
+}
+
+fn keeps(process: &Process, ticket: &Metadata) -> bool {
+    !locks::descriptors(process.pid, ticket).is_empty()
 }
 
 fn record(root: &Path, wanted: &Breaking, holder: &Claimant) -> Result<(), BreakError> {
@@ -179,8 +190,8 @@ pub fn last_break(root: &Path, name: &MutexName) -> Option<Break> {
 
 /// The processes of a hold.
 struct Tree {
-    /// The ticket's device and inode.
-    ticket: (u64, u64),
+    /// The ticket's file.
+    ticket: Metadata,
     /// The process that the ticket names, as long as it keeps it.
     own: Option<Process>,
     /// The process that a keeper keeps it for.
@@ -190,23 +201,20 @@ struct Tree {
 }
 
 impl Tree {
-    fn of(who: &Claimant, ticket: &File) -> io::Result<Self> {
-        let found = ticket.metadata()?;
-        let ticket = (found.dev(), found.ino());
+    fn of(who: &Claimant, ticket: Metadata) -> Self {
         // In another container the id may be another process's.
-        let own = Process::read(who.pid).filter(|process| keeps_lock(process.pid, ticket));
+        let own = Process::read(who.pid).filter(|process| keeps(process, &ticket));
         // A keeper has no tree: what it keeps the mutex for has.
         let kept_for = own.as_ref().and(who.kept_for).and_then(Process::read);
         let mut tree = Self { ticket, own, kept_for, found: Vec::new() };
         tree.grow();
-        Ok(tree)
+        tree
     }
 
     /// Finds those that keep the ticket, and those below them.
     fn grow(&mut self) {
         let me = std::process::id();
-        let keeps = |process: &Process| keeps_lock(process.pid, self.ticket);
-        let keepers: Vec<Process> = process::all().filter(keeps).collect();
+        let keepers: Vec<Process> = process::all().filter(|p| keeps(p, &self.ticket)).collect();
         let kept_for = self.kept_for.iter().filter(|process| process.watch().is_some());
         let above: Vec<Process> = kept_for.cloned().chain(keepers).collect();
         let below = above.iter().flat_map(|process| process::below(process.pid));
@@ -222,16 +230,10 @@ impl Tree {
 
     /// Whether this process is below it: it would not see the end.
     fn is_above_this(&self) -> bool {
-        let mut above = Process::read(std::process::id());
-        while let Some(process) = above {
-            let me = process.pid == std::process::id();
-            let is_of_it = self.found.iter().any(|(found, _)| found.is_same(&process));
-            if is_of_it || me && keeps_lock(process.pid, self.ticket) {
-                return true;
-            }
-            above = Process::read(process.parent);
-        }
-        false
+        process::ancestors().any(|process| {
+            keeps(&process, &self.ticket)
+                || self.found.iter().any(|(found, _)| found.is_same(&process))
+        })
     }
 
     /// A supervisor is asked alone: it ends its script, records the outcome, and gives back last. A
@@ -274,12 +276,19 @@ impl Tree {
         }
     }
 
+    /// Kills what is left; a supervisor last, so that it records how its script ended.
     fn force(&mut self) -> Result<(), BreakError> {
-        let limit = Instant::now().checked_add(KILL_LIMIT);
+        let start = Instant::now();
+        let limit = start.checked_add(KILL_LIMIT);
         loop {
             self.grow();
+            let spares_own = start.elapsed() < KILL_LIMIT / 2;
+            let is_own =
+                |process: &Process| self.own.as_ref().is_some_and(|own| own.is_same(process));
             for (process, _) in self.living() {
-                process.signal(Signal::KILL);
+                if !(spares_own && is_own(process)) {
+                    process.signal(Signal::KILL);
+                }
             }
             // It may have started others before it died.
             if self.is_gone(limit.min(Instant::now().checked_add(LOOK_AGAIN)))? {
@@ -297,22 +306,4 @@ impl Tree {
     fn living(&self) -> impl Iterator<Item = &(Process, OwnedFd)> {
         self.found.iter().filter(|(_, descriptor)| !os::is_readable(descriptor.as_fd()))
     }
-}
-
-/// Whether a process has an open file by which the exclusive OS lock on `file` is held. Those who only
-/// look at it, or sleep on it, don't.
-fn keeps_lock(pid: u32, file: (u64, u64)) -> bool {
-    let folder = PathBuf::from(format!("/proc/{pid}"));
-    let descriptors = std::fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
-    let mut those_of_it = descriptors.filter(|descriptor| {
-        let found = std::fs::metadata(descriptor.path());
-        found.is_ok_and(|found| (found.dev(), found.ino()) == file)
-    });
-    those_of_it.any(|descriptor| {
-        let info = std::fs::read_to_string(folder.join("fdinfo").join(descriptor.file_name()));
-        let is_lock = |line: &str| {
-            line.starts_with("lock:") && line.contains("FLOCK") && line.contains("WRITE")
-        };
-        info.is_ok_and(|info| info.lines().any(is_lock))
-    })
 }

@@ -4,8 +4,9 @@
 //! end, for itself. Only such a nested claim can close a cycle: a new ticket is the last of its line,
 //! so nobody waits for it, but somebody may wait for what its maker holds.
 //!
-//! 1. A ticket waits for every ticket before it that must end first: an exclusive one for all, any
-//!    other for the exclusive ones.
+//! 1. A ticket waits for every ticket before it that must end first: one that is to be alone (exclusive,
+//!    or at most one) for all, any other for those that are. Which of several must end for a place
+//!    among at most N is open, so that is no cycle yet.
 //! 2. A ticket ends only after all that is claimed under it: its holder runs that command.
 //! 3. A process that claims several mutexes at once gives none back before it has all.
 //! 4. A cycle is stable: seen in two looks, it is none of a moment's.
@@ -17,7 +18,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::status::{Standing, Status};
-use super::{MutexName, Party};
+use super::{MutexName, Party, policy};
 
 /// The variable in which a protected command finds the tickets that it runs under.
 pub const HELD_VARIABLE: &str = "BATON_MUTEX_HELD";
@@ -89,7 +90,7 @@ impl Search<'_> {
         let line = self.lines.iter().find(|line| line.name == waiter.mutex)?;
         let place = line.line.iter().position(|standing| standing.ticket == waiter.ticket)?;
         let own = &line.line[place];
-        let must_end = |other: &&Standing| own.mode.is_exclusive() || other.mode.is_exclusive();
+        let must_end = |other: &&Standing| policy::excludes(other.mode, own.mode);
         for other in line.line[..place].iter().filter(must_end) {
             let blocker = Held { mutex: line.name.clone(), ticket: other.ticket };
             let step =

@@ -189,6 +189,23 @@ impl Hold {
         Ok(advance)
     }
 
+    /// Rule 9 for what is held by a token for a process above this one: its environment does not tell.
+    ///
+    /// # Errors
+    /// When it would wait for itself, or a mutex folder can't be used any more.
+    pub(super) fn refuse_deadlock_with_tokens(&mut self) -> Result<(), MutexError> {
+        let mut kept = Vec::new();
+        for place in self.places() {
+            kept.extend(place.kept_for_ancestors()?);
+        }
+        kept.retain(|held| !self.who.within.contains(held));
+        if kept.is_empty() {
+            return Ok(());
+        }
+        self.who.within.extend(kept);
+        self.refuse_deadlock()
+    }
+
     /// Rule 9. Only a claim that was made under others can close a cycle.
     fn refuse_deadlock(&self) -> Result<(), MutexError> {
         if self.who.within.is_empty() {
@@ -266,6 +283,11 @@ impl Hold {
             Line::Joined(_) => None,
             Line::Joining(joining) => joining.since.checked_add(GUARD_PATIENCE),
         }
+    }
+
+    /// Whether it has its places: from then on nobody who comes overtakes it.
+    pub fn has_joined(&self) -> bool {
+        matches!(self.line, Line::Joined(_))
     }
 
     /// The fencing number of one of its mutexes (rule 1): greater than that of every holder before.

@@ -86,6 +86,8 @@ pub enum Notice<'a> {
     Waits(&'a [Blocked]),
     /// It is held for so long now, a multiple of [`Wish::warn_after`].
     Overdue(Duration),
+    /// It was given back, and something could not be removed.
+    LeftBehind(&'a MutexError),
 }
 
 /// Takes the mutexes, runs the command, gives them back.
@@ -114,7 +116,7 @@ pub(super) fn run_held(
     hold: Hold,
     wish: &Wish,
     command: &mut Command,
-    tell: impl FnMut(Notice<'_>),
+    mut tell: impl FnMut(Notice<'_>),
     before_release: impl FnOnce(&Ran) -> io::Result<()>,
 ) -> Result<Ran, HolderError> {
     hold.make_inheritable()?;
@@ -123,11 +125,14 @@ pub(super) fn run_held(
     let mut signals = Signals::register()?;
     #[expect(clippy::disallowed_methods, reason = "this is the home of protected commands")]
     let ran = match command.spawn() {
-        Ok(child) => Ran::Ended(follow(child, &mut signals, wish.warn_after, tell)?),
+        Ok(child) => Ran::Ended(follow(child, &mut signals, wish.warn_after, &mut tell)?),
         Err(error) => Ran::NotStarted(error),
     };
     let noted = before_release(&ran);
-    hold.release()?;
+    // The command's end is worth more than what is left behind: it is dead all the same.
+    if let Err(error) = hold.release() {
+        tell(Notice::LeftBehind(&error));
+    }
     noted?;
     Ok(ran)
 }
@@ -180,11 +185,15 @@ pub(super) fn wait(
         Patience::Limited(limit) => Instant::now().checked_add(limit),
         Patience::None => Some(Instant::now()),
     };
-    let (mut told, mut reminder) = (Vec::new(), None);
+    let (mut told, mut reminder, mut is_checked) = (Vec::new(), None, false);
     loop {
         let advance = hold.advance()?;
         if advance == Advance::Held {
             return Ok(None);
+        }
+        if !is_checked && hold.has_joined() {
+            is_checked = true;
+            hold.refuse_deadlock_with_tokens()?;
         }
         let now = Instant::now();
         let deadline = patience.map(|patience| hold.guard_deadline().max(Some(patience)));

@@ -135,6 +135,8 @@ impl Other {
 const LIST_BYTES: usize = 16 * 1024;
 /// The length of the counter: a ticket's file name and room.
 const COUNTER_BYTES: usize = 32;
+/// How many numbers are tried for a new ticket.
+const MAX_TRIES: u32 = 100;
 /// How often a ticket is read that makes no sense yet.
 const CLAIMANT_READS: u32 = 3;
 /// The longest line of JSON that is read back from a ticket.
@@ -189,6 +191,25 @@ impl Folder {
         mode: Mode,
         who: &Claimant,
     ) -> Result<Ticket, MutexError> {
+        // It is new: somebody may look at it whether it lives, in the moment before it is locked, and may
+        // be stopped there. Then the next number will do.
+        for _ in 0..MAX_TRIES {
+            if let Some(ticket) = self.try_append(mode)? {
+                return match ticket.describe(who) {
+                    Ok(()) => Ok(ticket),
+                    Err(error) => {
+                        ticket.remove().unwrap_or_default();
+                        Err(error)
+                    }
+                };
+            }
+        }
+        let source = io::ErrorKind::WouldBlock.into();
+        Err(MutexError::File { path: self.line_path(), source })
+    }
+
+    /// One new ticket; `None` when somebody looks at it just now.
+    fn try_append(&self, mode: Mode) -> Result<Option<Ticket>, MutexError> {
         let (last, entry) = self.next_entry(mode)?;
         let path = self.ticket_path(entry);
         let failed = |source| MutexError::File { path: path.clone(), source };
@@ -200,16 +221,12 @@ impl Folder {
             .custom_flags(os::plain_flags())
             .open(&path)
             .map_err(failed)?;
-        // It is new: at most somebody looks whether it lives, for a moment.
-        os::lock_exclusive(&file).map_err(failed)?;
-        let ticket = Ticket { entry, last, path, file };
-        match ticket.describe(who) {
-            Ok(()) => Ok(ticket),
-            Err(error) => {
-                ticket.remove().unwrap_or_default();
-                Err(error)
-            }
+        if !os::try_lock_exclusive(&file).map_err(failed)? {
+            remove(&path)?;
+            return Ok(None);
         }
+        let file = os::out_of_the_way(&file).map_err(failed)?;
+        Ok(Some(Ticket { entry, last, path, file }))
     }
 
     /// The tickets before `number`, in order, dead ones among them.

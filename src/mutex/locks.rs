@@ -1,7 +1,8 @@
 //! Who has an OS lock on a file, by the kernel's list (`/proc/locks`).
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
+use std::os::fd::RawFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -34,6 +35,27 @@ pub(super) fn owners(path: &Path) -> Result<Vec<LockOwner>, MutexError> {
         }
     }
     Ok(owners)
+}
+
+/// The descriptors of a process by which a lock on the file is held, as far as this user may see them.
+/// Those that are only open, to look at it or to sleep on it, are none.
+pub(super) fn descriptors(pid: u32, file: &Metadata) -> Vec<RawFd> {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let locking = open.filter_map(|descriptor| {
+        let found = std::fs::metadata(descriptor.path()).ok()?;
+        let number: RawFd = descriptor.file_name().to_str()?.parse().ok()?;
+        let is_wanted = found.dev() == file.dev() && found.ino() == file.ino();
+        (is_wanted && is_locking(pid, number)).then_some(number)
+    });
+    locking.collect()
+}
+
+/// Whether a lock is held by a descriptor. Its list has lines such as
+/// `lock: 1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF`.
+pub(super) fn is_locking(pid: u32, descriptor: RawFd) -> bool {
+    let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}"));
+    let has_lock = |line: &str| line.starts_with("lock:") && line.contains(" FLOCK ");
+    info.is_ok_and(|info| info.lines().any(has_lock))
 }
 
 /// How much of the kernel's list is read at once: it walks the list anew for each read, so that small

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use named_lock::{NamedLock, NamedLockGuard};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
@@ -194,6 +194,19 @@ pub(super) fn make_inheritable(file: &File) -> io::Result<()> {
     rustix::io::fcntl_setfd(file, rustix::io::FdFlags::empty()).map_err(io::Error::from)
 }
 
+/// Where the descriptors of places are: scripts redirect low numbers, and a shell keeps 10 to 255 for
+/// itself.
+const HIGH_DESCRIPTOR: i32 = 300;
+
+/// The same open file with a number that a protected command's redirections do not meet; with any
+/// number where so many are not allowed.
+pub(super) fn out_of_the_way(file: &File) -> io::Result<File> {
+    match rustix::io::fcntl_dupfd_cloexec(file, HIGH_DESCRIPTOR) {
+        Ok(high) => Ok(high.into()),
+        Err(_) => file.try_clone(),
+    }
+}
+
 /// Whether the open file still is the one at `path`.
 pub(super) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let open = file.metadata()?;
@@ -213,6 +226,8 @@ pub(super) struct Waker {
     removals: Option<OwnedFd>,
 }
 
+/// How long a sleeper rests when the system refuses to let it wait for a lock.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// A sleeper mostly waits in one system call.
 const SLEEPER_STACK_BYTES: usize = 256 * 1024;
 
@@ -269,8 +284,10 @@ impl Waker {
     pub(super) fn ring_when_locked(&self, file: File, exclusive: bool) -> Result<(), MutexError> {
         let bell = self.bell()?;
         sleeper(move || {
-            // An error wakes as well: the waiter looks again and meets it there.
-            lock_blocking(&file, exclusive).unwrap_or_default();
+            // The system is out of locks, say: there is nothing to wait for but time.
+            while lock_blocking(&file, exclusive).is_err() {
+                std::thread::sleep(TRY_AGAIN);
+            }
             drop(file);
             bell.ring();
         })

@@ -5,10 +5,15 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 
+use super::deadlock::Held;
 use super::hold::{Blocked, MAX_NAMED};
 use super::line::{Claimant, Entry, Folder, Other, Party, Ticket};
 use super::os::{self, Waker};
 use super::{Mode, MutexError, MutexName, locks, policy};
+use crate::process;
+
+/// How many of the oldest tickets a claim that is not exclusive looks at beyond what it must.
+const MAX_SWEPT: usize = 2;
 
 /// A place, waiting or holding.
 #[derive(Debug)]
@@ -95,7 +100,7 @@ impl Place {
     fn look(&mut self, waker: &Waker) -> Result<bool, MutexError> {
         // In a long line most find the one just before them alive, and need to know no more.
         if let Some(last) = self.ticket.last.take()
-            && self.excludes(last)
+            && policy::excludes(last.mode, self.ticket.entry.mode)
             && let Some(other) = self.folder.living(last)?
         {
             self.sleep_on(other, waker)?;
@@ -112,6 +117,12 @@ impl Place {
             Ok::<_, MutexError>(lives)
         })?;
         let is_blocked = !blockers.is_empty();
+        if !mode.is_exclusive() {
+            // It may have asked about nobody: the dead among those that are shared are found in time.
+            for entry in ahead.iter().take(MAX_SWEPT) {
+                self.folder.living(*entry)?;
+            }
+        }
         for (place, other) in living {
             if blockers.contains(&place) {
                 self.sleep_on(other, waker)?;
@@ -119,11 +130,6 @@ impl Place {
         }
         self.stage = Stage::InLine(Some(ahead));
         Ok(is_blocked)
-    }
-
-    /// Whether it can't hold as long as another that is before it lives, whatever else there is.
-    fn excludes(&self, other: Entry) -> bool {
-        !policy::blockers(&[other.mode], self.ticket.entry.mode).is_empty()
     }
 
     fn sleep_on(&mut self, other: Other, waker: &Waker) -> Result<(), MutexError> {
@@ -151,7 +157,7 @@ impl Place {
                 return Ok(false);
             }
             if os::is_at(file, &path).map_err(failed)? {
-                self.stage = Stage::Held(file.try_clone().map_err(failed)?);
+                self.stage = Stage::Held(os::out_of_the_way(file).map_err(failed)?);
                 return Ok(true);
             }
             // A cleaner removed the file: what was locked is nobody's any more.
@@ -181,7 +187,10 @@ impl Place {
             self.name_living(&mut line, holding)?
         };
         if holders.iter().all(|party| party.who.holds_since.is_none())
-            && !locks::owners(&self.folder.os_lock_path())?.is_empty()
+            // Who is first in line may have got it just now.
+            && locks::owners(&self.folder.os_lock_path())?
+                .iter()
+                .any(|owner| !holders.iter().any(|party| party.who.pid == owner.pid))
         {
             // The first of the line wait for an outsider themselves.
             let position = line.len() + 1;
@@ -191,6 +200,22 @@ impl Place {
         }
         let position = line.len() - holding + 1;
         Ok(Some(Blocked { mutex, position, holders, ahead, foreign: false }))
+    }
+
+    /// The tickets among the first that hold the mutex which are held by a token for a process above this one.
+    pub(super) fn kept_for_ancestors(&self) -> Result<Vec<Held>, MutexError> {
+        let mut kept = Vec::new();
+        let line = self.folder.before(self.number())?;
+        let modes: Vec<Mode> = line.iter().map(|entry| entry.mode).collect();
+        for entry in line.into_iter().take(policy::holding(&modes).min(MAX_NAMED)) {
+            let who = self.folder.living(entry)?.map(|other| other.claimant());
+            if let Some(pid) = who.and_then(|who| who.kept_for)
+                && process::ancestors().any(|above| above.pid == pid)
+            {
+                kept.push(Held { mutex: self.name.clone(), ticket: entry.number });
+            }
+        }
+        Ok(kept)
     }
 
     /// Names those who live in a line from a place on, at most [`MAX_NAMED`]; takes out the dead that it

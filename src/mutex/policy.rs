@@ -70,6 +70,11 @@ pub fn blockers(ahead: &[Mode], own: Mode) -> Vec<usize> {
     blockers
 }
 
+/// Whether a claim can't hold as long as another one before it lives, whatever else there is.
+pub fn excludes(before: Mode, own: Mode) -> bool {
+    !blockers(&[before], own).is_empty()
+}
+
 /// [`blockers`] among those of `ahead` that live. Whether a claim lives costs a look at it, so `lives` is
 /// asked about as few as possible: behind a thousand waiters an exclusive claim asks about the last one.
 ///

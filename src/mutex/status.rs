@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::deadlock::Held;
-use super::line::{Claimant, Folder};
+use super::line::{Claimant, Entry, Folder};
 use super::locks::{self, LockOwner};
 use super::{Claim, Mode, MutexError, MutexName, os, policy};
 
@@ -95,17 +95,54 @@ pub fn status(root: &Path, name: &MutexName) -> Result<Status, MutexError> {
     }
     let modes: Vec<Mode> = status.line.iter().map(|standing| standing.mode).collect();
     status.holding = policy::holding(&modes);
-    let locks = locks::owners(&folder.os_lock_path())?;
-    status.foreign = locks
-        .into_iter()
-        .filter(|lock| !status.line.iter().any(|s| s.who.pid == lock.pid))
-        .collect();
+    let mut foreign = locks::owners(&folder.os_lock_path())?;
+    foreign.retain(|lock| !status.line.iter().any(|s| s.who.pid == lock.pid));
+    if !foreign.is_empty() {
+        // Line and locks are not read in one moment: who has come since is no outsider.
+        for entry in folder.before(u64::MAX)? {
+            if let Some(living) = folder.look(entry)? {
+                let pid = living.claimant().pid;
+                foreign.retain(|lock| lock.pid != pid);
+            }
+        }
+        // Nor is who has given back since.
+        let still = locks::owners(&folder.os_lock_path())?;
+        foreign.retain(|lock| still.contains(lock));
+    }
+    status.foreign = foreign;
     // With the plain lock in other hands, the first of the line is only next.
     let first_is_exclusive = modes.first().is_some_and(|mode| mode.is_exclusive());
     if status.foreign.iter().any(|foreign| foreign.exclusive || first_is_exclusive) {
         status.holding = 0;
     }
     Ok(status)
+}
+
+/// Whether a process has the ticket itself. In another container its id may be another process's.
+pub(super) fn is_kept_by(
+    root: &Path,
+    name: &MutexName,
+    standing: &Standing,
+    pid: u32,
+) -> Result<bool, MutexError> {
+    let entry = Entry { number: standing.ticket, mode: standing.mode };
+    let ticket = Folder::open(root, name)?.look(entry)?.and_then(|t| t.file.metadata().ok());
+    Ok(ticket.is_some_and(|ticket| !locks::descriptors(pid, &ticket).is_empty()))
+}
+
+/// Removes those of these tickets, which were the caller's own, that are dead.
+pub(super) fn remove_dead(
+    root: &Path,
+    name: &MutexName,
+    tickets: &[Held],
+) -> Result<(), MutexError> {
+    let folder = Folder::open(root, name)?;
+    for entry in folder.before(u64::MAX)? {
+        if tickets.iter().any(|held| held.ticket == entry.number) {
+            folder.living(entry)?;
+        }
+    }
+    Ok(())
 }
 
 /// The ticket among those `held` that keeps one of these claims waiting for as long as it lives.
@@ -123,8 +160,7 @@ pub fn conflict<'a>(
         };
         let line = status(root, &held.mutex)?.line;
         let conflicts = |standing: &Standing| {
-            standing.ticket == held.ticket
-                && (standing.mode.is_exclusive() || claim.mode.is_exclusive())
+            standing.ticket == held.ticket && policy::excludes(standing.mode, claim.mode)
         };
         if line.iter().any(conflicts) {
             return Ok(Some(held));

@@ -22,10 +22,14 @@ impl Supervision {
         let deadline = self.job.queue_time.and_then(|(left, _)| Instant::now().checked_add(left));
         let who = Claimant { pid: std::process::id(), ..self.job.claimant.clone() };
         let mut hold = Hold::join(&self.job.mutexes, &self.job.claims, who, true)?;
-        self.report(&Report::Joined)?;
-        let mut told = Vec::new();
+        let (mut told, mut is_joined) = (Vec::new(), false);
         loop {
             let advance = hold.advance()?;
+            if !is_joined && hold.has_joined() {
+                // From now on the agent may let the next one join.
+                self.report(&Report::Joined)?;
+                is_joined = true;
+            }
             // Also when all is held: who was to stop, or came too late, is not started.
             if let Some(over) = self.wait_is_over(deadline) {
                 hold.release()?;

@@ -10,7 +10,7 @@ use clap::Args;
 use super::run::{at_most, describe, reason};
 use crate::cli::failure::{Failure, code, complain};
 use crate::cli::screen::write_out;
-use crate::cli::time_limit;
+use crate::cli::{interval, time_limit};
 use crate::mutex::holder::{Patience, Wish};
 use crate::mutex::keeper::{self, AcquireError, ReleaseError, Tied};
 use crate::mutex::{Blocked, Claim, Mode, MutexName, status};
@@ -63,7 +63,7 @@ pub(super) struct AcquireArgs {
     #[arg(long, short = 'E', value_name = "N", default_value_t = code::BUSY)]
     conflict_exit_code: u8,
     /// How often to tell about a wait in which nothing changes
-    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = time_limit)]
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = interval)]
     remind: Duration,
     /// Don't tell about waits
     #[arg(long, short)]

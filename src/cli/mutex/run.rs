@@ -11,11 +11,12 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::cli::failure::{Failure, code, complain};
-use crate::cli::time_limit;
+use crate::cli::{interval, time_limit};
 use crate::mutex::holder::{self, HolderError, Notice, Patience, Ran, Wish};
 use crate::mutex::{Blocked, Claim, Mode, MutexError, MutexName};
 use crate::script::check_text;
 use crate::snapshot::Wait;
+use crate::text::chain;
 
 /// The longest reason, in bytes.
 const MAX_REASON_BYTES: usize = 256;
@@ -56,10 +57,10 @@ pub(in crate::cli) struct RunArgs {
     #[arg(long, short = 'E', value_name = "N", default_value_t = code::BUSY)]
     conflict_exit_code: u8,
     /// How often to tell about a wait in which nothing changes
-    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = time_limit)]
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = interval)]
     remind: Duration,
     /// Report when the mutexes are held longer, again and again
-    #[arg(long, value_name = "TIME", value_parser = time_limit)]
+    #[arg(long, value_name = "TIME", value_parser = interval)]
     warn_after: Option<Duration>,
     /// Don't tell about waits
     #[arg(long, short)]
@@ -109,6 +110,7 @@ pub(super) fn tell(notice: Notice<'_>) {
         Notice::Overdue(held) => {
             format!("baton: held for {} now", humantime::format_duration(held))
         }
+        Notice::LeftBehind(error) => format!("baton: given back, but {}", chain(error)),
     });
 }
 

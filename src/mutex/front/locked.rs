@@ -84,9 +84,10 @@ impl Locked {
         drop(self.file);
         match self.place {
             Place::Mutex(hold, line) if !close => {
+                let tickets = hold.tickets();
                 drop(hold);
-                // What nobody inherited is dead now, and removed by looking at it.
-                drop(status::status(&line.root, &line.name));
+                // What nobody inherited is dead now.
+                status::remove_dead(&line.root, &line.name, &tickets).unwrap_or_default();
             }
             place @ (Place::None | Place::InLine(_) | Place::Mutex(..)) => place.leave(),
         }

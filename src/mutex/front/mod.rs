@@ -16,8 +16,8 @@
 //! 5. A line that can't be used is told and left out.
 //! 6. Nobody polls.
 
+mod held;
 mod locked;
-mod locks;
 mod sleeper;
 mod subject;
 mod unix;
@@ -29,8 +29,8 @@ use std::time::{Duration, Instant};
 
 use super::deadlock::{self, HELD_VARIABLE};
 use super::holder::{self, HolderError, Notice, Patience, Wish};
-use super::locks::{self as os_locks, LockOwner};
-use super::{Advance, Blocked, Claim, Claimant, Hold, Mode, MutexError, MutexName};
+use super::locks::{self, LockOwner};
+use super::{Advance, Blocked, Claim, Claimant, Hold, Mode, MutexError, MutexName, os};
 use locked::Place;
 pub use locked::{Locked, RunError};
 pub use subject::Subject;
@@ -167,8 +167,8 @@ fn stand(subject: &Subject, request: &Request, tell: &mut impl FnMut(&Told<'_>))
     let (Some(root), Some(path)) = (&request.root, &subject.path) else {
         return Stood::Alone(None);
     };
-    // Rule 4. Where the system does not say, it may have one.
-    if subject.is_inherited() && locks::is_locked(&subject.file).unwrap_or(true) {
+    // Rule 4.
+    if subject.is_inherited() && held::is_locked(&subject.file) {
         return Stood::Alone(None);
     }
     let line = Line::of(root, path);
@@ -199,9 +199,9 @@ fn stand_in(
         ..Wish::of(claims.to_vec())
     };
     let mut hold = Hold::join(&line.root, &claims, who, wish.is_told)?;
-    let waited = match hold.advance() {
+    let waited = match first_look(&mut hold) {
         Ok(Advance::Held) => return Ok(Stood::First(hold, line)),
-        Ok(Advance::Blocked) if locks::is_held_by_ancestor(&subject.file) => Ok(Stood::Alone(None)),
+        Ok(_) if held::is_held_by_ancestor(&subject.file) => Ok(Stood::Alone(None)),
         Ok(Advance::Blocked | Advance::NothingNew) => {
             let mut tell = |notice: Notice<'_>| {
                 if let Notice::Waits(blocked) = notice {
@@ -214,16 +214,27 @@ fn stand_in(
                 Err(error) => Err(error),
             }
         }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     };
     hold.release().unwrap_or_default();
     waited
 }
 
+/// The first look that has a place to look from, or that found the guard of the line stuck.
+fn first_look(hold: &mut Hold) -> Result<Advance, HolderError> {
+    loop {
+        let advance = hold.advance()?;
+        if advance != Advance::NothingNew {
+            return Ok(advance);
+        }
+        os::sleep(hold.descriptors(), hold.look_again())?;
+    }
+}
+
 /// Keeps the place of a mutex and gives back its plain lock, so that a descriptor can take it.
 fn hand_over(hold: Hold, subject: &Subject, exclusive: bool) -> Place {
     // A shared one is not in the way of another.
-    if !exclusive || locks::unlock_own(&subject.file).unwrap_or(false) {
+    if !exclusive || held::unlock_own(&subject.file).unwrap_or(false) {
         return Place::InLine(hold);
     }
     hold.release().unwrap_or_default();
@@ -263,5 +274,5 @@ fn wait_for_lock(
 /// Who has the lock, as far as the system tells.
 fn outsiders(subject: &Subject) -> Vec<LockOwner> {
     let path = subject.path.as_deref();
-    path.and_then(|path| os_locks::owners(path).ok()).unwrap_or_default()
+    path.and_then(|path| locks::owners(path).ok()).unwrap_or_default()
 }

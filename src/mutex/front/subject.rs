@@ -149,7 +149,7 @@ pub(super) fn flock(file: &File, operation: FlockOperation) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::locks;
+    use super::super::held;
     use super::*;
     use crate::mutex::os;
 
@@ -161,7 +161,7 @@ mod tests {
         let sleep = |deadline| {
             let slept_on = subject.to_sleep_on(deadline).unwrap();
             assert!(os::try_lock_exclusive(&slept_on).unwrap());
-            locks::is_locked(&shared_with_others).unwrap()
+            held::is_locked(&shared_with_others)
         };
         assert!(!sleep(Some(Instant::now())));
         assert!(sleep(None));

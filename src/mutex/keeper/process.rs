@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 
 use super::{Task, Tied, Word, is_readable, sleep};
 use crate::mutex::holder::{self, HolderError, Notice};
@@ -77,7 +77,7 @@ fn keep() -> Result<(), HolderError> {
 /// Becomes readable when this process is asked to give the mutex back. What asks a whole tree to stop
 /// is ignored (rule 5).
 fn register_signals() -> io::Result<UnixStream> {
-    for signal in [SIGHUP, SIGINT, SIGTERM] {
+    for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
     }
     let (asked, writer) = UnixStream::pair()?;

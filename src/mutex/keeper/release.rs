@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::{command_line, is_readable};
+use super::is_readable;
 use crate::mutex::status::{self, Standing};
 use crate::mutex::{MutexError, MutexName};
 
@@ -76,11 +76,9 @@ pub fn release(root: &Path, name: &MutexName, ticket: u64) -> Result<(), Release
         Err(rustix::io::Errno::SRCH) => None,
         other => Some(other.map_err(|e| failed(e.into()))?),
     };
-    // It lives still: the descriptor is the keeper's, not that of a later process with its id. Its
-    // name, since in another container the id may be another process's.
+    // It has the ticket: the descriptor is the keeper's, not that of another process with its id.
     let standing = kept(root, name, ticket)?;
-    let is_keeper =
-        standing.who.pid == pid && command_line(pid).get(1).is_some_and(|w| w == "keep");
+    let is_keeper = standing.who.pid == pid && status::is_kept_by(root, name, &standing, pid)?;
     let keeper = keeper.filter(|_| is_keeper).ok_or_else(no_process)?;
     pidfd_send_signal(&keeper, Signal::USR1).map_err(|e| failed(e.into()))?;
     if is_readable(keeper.as_fd(), Some(RELEASE_LIMIT)).map_err(failed)? {
