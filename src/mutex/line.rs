@@ -1,6 +1,6 @@
 //! The line of one mutex on disk: its folder, its tickets, who is alive.
 //!
-//! Only joining needs the line's [`Guard`] (rule 1 of [`crate::mutex`]). Whoever has a ticket sees
+//! Only joining needs the line's guard (rule 1 of [`crate::mutex`]). Whoever has a ticket sees
 //! every ticket before it complete: it was made, and locked, under an earlier hold of the guard. So
 //! the line is looked at, and its dead are removed (rule 2), without it.
 
