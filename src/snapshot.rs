@@ -107,18 +107,18 @@ pub fn describe(party: &Party) -> String {
     if !more.is_empty() {
         write!(text, " ({})", more.join(", ")).unwrap_or_default();
     }
-    if !who.reason.is_empty() {
-        write!(text, ": {}", who.reason).unwrap_or_default();
-    }
     if let Some(since) = who.holds_since {
         write!(text, " since {}", clock(since)).unwrap_or_default();
+    }
+    if !who.reason.is_empty() {
+        write!(text, ": {}", who.reason).unwrap_or_default();
     }
     text
 }
 
-/// The time of day in the local time zone, for people.
+/// A time in the local time zone, for people.
 pub fn clock(time: Timestamp) -> String {
-    time.to_zoned(TimeZone::system()).strftime("%H:%M:%S").to_string()
+    time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string()
 }
 
 #[cfg(test)]
