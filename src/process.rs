@@ -21,6 +21,8 @@ pub struct Process {
     pub group: u32,
     /// When it was started, in ticks since the machine was: with the id it names one process only.
     started: u64,
+    /// Where its stack begins: a random place, that only a fork leaves as it is. 0: not to be seen.
+    stack: u64,
     state: char,
 }
 
@@ -36,12 +38,20 @@ impl Process {
         let group = fields.next()?.parse().ok()?;
         // Field 22 of proc_pid_stat(5); the group is field 5.
         let started = fields.nth(16)?.parse().ok()?;
-        Some(Self { pid, parent, group, started, state })
+        // Field 28.
+        let stack = fields.nth(5)?.parse().ok()?;
+        Some(Self { pid, parent, group, started, stack, state })
     }
 
     /// Whether both are the same process, whatever it does now.
     pub fn is_same(&self, other: &Self) -> bool {
         (self.pid, self.started) == (other.pid, other.started)
+    }
+
+    /// Whether it is a copy of another that has started no program of its own: a subshell is.
+    pub fn is_copy_of(&self, other: &Self) -> bool {
+        let program = |pid: u32| std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+        self.stack != 0 && self.stack == other.stack && program(self.pid) == program(other.pid)
     }
 
     /// Whether it has ended and only waits to be reaped.

@@ -307,6 +307,52 @@ fn a_command_that_would_wait_for_its_own_script_s_token_is_refused() {
 }
 
 #[test]
+fn two_scripts_that_hold_one_token_each_are_not_left_waiting_for_each_other() {
+    let world = World::new();
+    let gates = [world.gate(), world.gate()];
+    let start = |own: &str, other: &str, gate: &Gate| {
+        let text = format!(
+            "{0} mutex acquire {own}; {1}; {0} mutex run {other} -- echo got it",
+            support::BATON,
+            gate.wait()
+        );
+        let mut command = Command::new("sh");
+        command.args(["-c", &text]).env("BATON_MUTEX_DIR", world.mutexes());
+        Talker::start(&mut command)
+    };
+    let (mut first, mut second) = (start("a", "b", &gates[0]), start("b", "a", &gates[1]));
+    first.line();
+    second.line();
+    gates[0].open();
+    first.is_told("position 1");
+    gates[1].open();
+    let (code, out, told) = second.end();
+    assert_eq!((code, out.as_str()), (75, ""), "{told}");
+    assert!(told.contains("waits for `a`") && told.contains("waits for `b`"), "{told}");
+    let (code, out, _) = first.end();
+    assert_eq!((code, out.as_str()), (0, "got it\n"));
+}
+
+/// A subshell in between ends at once: the mutex is not its own.
+#[test]
+fn a_substitution_of_any_form_holds_it_for_the_script() {
+    let world = World::new();
+    let acquire = format!("{} mutex acquire log", support::BATON);
+    for form in [
+        format!("{acquire} 2>/dev/null"),
+        format!(" ({acquire}) "),
+        format!(" {{ {acquire}; }} 2>/dev/null"),
+        format!("{acquire} || echo none"),
+    ] {
+        let text = format!("t=$({form}); {0} mutex release log \"$t\"", support::BATON);
+        let mut command = Command::new("bash");
+        command.args(["-c", &text]).env("BATON_MUTEX_DIR", world.mutexes());
+        let (code, _, told) = finish(&mut command);
+        assert_eq!(code, 0, "{form}: {told}");
+    }
+}
+
+#[test]
 fn a_killed_keeper_frees_the_mutex_and_its_token_is_worth_nothing() {
     let world = World::new();
     let gate = world.gate();

@@ -194,15 +194,16 @@ impl Hold {
     /// # Errors
     /// When it would wait for itself, or a mutex folder can't be used any more.
     pub(super) fn refuse_deadlock_with_tokens(&mut self) -> Result<(), MutexError> {
-        let mut kept = Vec::new();
-        for place in self.places() {
-            kept.extend(place.kept_for_ancestors()?);
-        }
+        let mut kept = status::kept_for_ancestors(&self.root)?;
         kept.retain(|held| !self.who.within.contains(held));
         if kept.is_empty() {
             return Ok(());
         }
         self.who.within.extend(kept);
+        for place in self.places() {
+            // Those who look for a cycle later find it there.
+            place.describe(&self.who)?;
+        }
         self.refuse_deadlock()
     }
 

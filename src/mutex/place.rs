@@ -5,12 +5,10 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 
-use super::deadlock::Held;
 use super::hold::{Blocked, MAX_NAMED};
 use super::line::{Claimant, Entry, Folder, Other, Party, Ticket};
 use super::os::{self, Waker};
 use super::{Mode, MutexError, MutexName, locks, policy};
-use crate::process;
 
 /// How many of the oldest tickets a claim that is not exclusive looks at beyond what it must.
 const MAX_SWEPT: usize = 2;
@@ -187,10 +185,10 @@ impl Place {
             self.name_living(&mut line, holding)?
         };
         if holders.iter().all(|party| party.who.holds_since.is_none())
-            // Who is first in line may have got it just now.
-            && locks::owners(&self.folder.os_lock_path())?
-                .iter()
-                .any(|owner| !holders.iter().any(|party| party.who.pid == owner.pid))
+            // One of the line may have got it just now.
+            && locks::owners(&self.folder.os_lock_path())?.iter().any(|owner| {
+                !holders.iter().chain(&ahead).any(|party| party.who.pid == owner.pid)
+            })
         {
             // The first of the line wait for an outsider themselves.
             let position = line.len() + 1;
@@ -202,20 +200,9 @@ impl Place {
         Ok(Some(Blocked { mutex, position, holders, ahead, foreign: false }))
     }
 
-    /// The tickets among the first that hold the mutex which are held by a token for a process above this one.
-    pub(super) fn kept_for_ancestors(&self) -> Result<Vec<Held>, MutexError> {
-        let mut kept = Vec::new();
-        let line = self.folder.before(self.number())?;
-        let modes: Vec<Mode> = line.iter().map(|entry| entry.mode).collect();
-        for entry in line.into_iter().take(policy::holding(&modes).min(MAX_NAMED)) {
-            let who = self.folder.living(entry)?.map(|other| other.claimant());
-            if let Some(pid) = who.and_then(|who| who.kept_for)
-                && process::ancestors().any(|above| above.pid == pid)
-            {
-                kept.push(Held { mutex: self.name.clone(), ticket: entry.number });
-            }
-        }
-        Ok(kept)
+    /// Says anew in the ticket who it is.
+    pub(super) fn describe(&self, who: &Claimant) -> Result<(), MutexError> {
+        self.ticket.describe(who)
     }
 
     /// Names those who live in a line from a place on, at most [`MAX_NAMED`]; takes out the dead that it

@@ -7,9 +7,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::deadlock::Held;
+use super::hold::MAX_NAMED;
 use super::line::{Claimant, Entry, Folder};
 use super::locks::{self, LockOwner};
 use super::{Claim, Mode, MutexError, MutexName, os, policy};
+use crate::process;
 
 /// How a mutex stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +51,11 @@ impl Status {
     /// Those who wait, in order.
     pub fn waiters(&self) -> &[Standing] {
         &self.line[self.holding..]
+    }
+
+    /// Whether a ticket is in its line.
+    pub fn has_ticket(&self, ticket: u64) -> bool {
+        self.line.iter().any(|standing| standing.ticket == ticket)
     }
 
     /// Whether nobody wants it.
@@ -116,6 +123,26 @@ pub fn status(root: &Path, name: &MutexName) -> Result<Status, MutexError> {
         status.holding = 0;
     }
     Ok(status)
+}
+
+/// The tickets that hold a mutex by a token for a process above this one.
+pub(super) fn kept_for_ancestors(root: &Path) -> Result<Vec<Held>, MutexError> {
+    let above: Vec<u32> = process::ancestors().map(|process| process.pid).collect();
+    let mut kept = Vec::new();
+    for name in names(root)? {
+        // Lines that this user may not read are none that it has tokens of.
+        let Ok(folder) = Folder::open(root, &name) else { continue };
+        let line = folder.before(u64::MAX).unwrap_or_default();
+        let modes: Vec<Mode> = line.iter().map(|entry| entry.mode).collect();
+        for entry in line.into_iter().take(policy::holding(&modes).min(MAX_NAMED)) {
+            let who = folder.look(entry).ok().flatten().map(|ticket| ticket.claimant());
+            let kept_for = who.and_then(|who| who.kept_for);
+            if kept_for.is_some_and(|pid| above.contains(&pid)) {
+                kept.push(Held { mutex: name.clone(), ticket: entry.number });
+            }
+        }
+    }
+    Ok(kept)
 }
 
 /// Whether a process has the ticket itself. In another container its id may be another process's.

@@ -71,7 +71,7 @@ pub(super) struct AcquireArgs {
 }
 
 pub(super) fn acquire(args: AcquireArgs, root: &Path) -> Result<ExitCode, Failure> {
-    let tied = args.for_pid.map_or_else(Tied::parent, Tied::process)?;
+    let tied = args.for_pid.map_or_else(Tied::caller, Tied::process)?;
     if args.for_pid == Some(std::process::id()) {
         return Err(Failure::usage("--for-pid names this command itself, which ends at once"));
     }

@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Blocked;
 use super::holder::Wish;
+use crate::process::{self as processes, Process};
 use crate::text::shorten;
 
 pub use process::main;
@@ -108,18 +109,28 @@ pub struct Tied {
 }
 
 impl Tied {
-    /// The process that started this one.
+    /// The process that called this one: its parent; or the first one above that is no subshell which
+    /// writes into the same pipe. That of `$(… 2>/dev/null)` ends at once: who reads the token is above.
     ///
     /// # Errors
     /// When it has ended already.
-    pub fn parent() -> Result<Self, AcquireError> {
-        let parent = rustix::process::getppid().ok_or(AcquireError::NoParent)?;
+    pub fn caller() -> Result<Self, AcquireError> {
+        let output = |pid: &str| std::fs::read_link(format!("/proc/{pid}/fd/1")).ok();
+        let pipe = output("self").filter(|path| path.to_string_lossy().starts_with("pipe:"));
+        let is_between = |process: &Process| {
+            let above = || Process::read(process.parent);
+            let is_subshell = || above().is_some_and(|above| process.is_copy_of(&above));
+            pipe.is_some() && output(&process.pid.to_string()) == pipe && is_subshell()
+        };
+        let caller = processes::ancestors().skip(1).find(|process| !is_between(process));
+        let caller = caller.ok_or(AcquireError::NoParent)?;
         // Who adopts orphans is no caller; in a session that is not ours it is one of those.
         let session = |pid| rustix::process::getsid(pid).ok();
-        if parent.is_init() || session(Some(parent)) != session(None) {
+        let pid = Pid::from_raw(caller.pid.cast_signed());
+        if caller.pid == 1 || session(pid) != session(None) {
             return Err(AcquireError::NoParent);
         }
-        Self::process(parent.as_raw_nonzero().get().cast_unsigned())
+        Self::process(caller.pid)
     }
 
     /// The process with this id.
