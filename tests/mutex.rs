@@ -198,6 +198,39 @@ fn fifty_writers_lose_and_tear_no_line_of_a_shared_log_file() {
 }
 
 #[test]
+fn append_tells_its_waits_and_waits_for_no_pipe_s_reader() {
+    let world = World::new();
+    let gate = world.gate();
+    let mut holder = Holder::start(&world, "log", &format!("echo on; {}", gate.wait()));
+    holder.line();
+    let file = world.path("file").display().to_string();
+    let mut append = world.baton();
+    append.args(["mutex", "append", "log", &file]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut append = spawn(&mut append);
+    std::io::Write::write_all(&mut append.stdin.take().unwrap(), b"line\n").unwrap();
+    let mut told = String::new();
+    BufReader::new(append.stderr.take().unwrap()).read_line(&mut told).unwrap();
+    assert!(told.contains("waiting, position 1: `log`"), "{told}");
+    gate.open();
+    assert!(append.wait().unwrap().success());
+    assert_eq!(holder.end().0, 0);
+    assert_eq!(support::lines(&world.path("file")), ["line"]);
+
+    let pipe = world.path("pipe");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let reader = std::fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    let text = format!("echo x | {} mutex append log {}", support::BATON, pipe.display());
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &text]).env("BATON_MUTEX_DIR", world.mutexes());
+    let (code, _, told) = finish(&mut command);
+    assert!(code == 70 && told.contains("it is a pipe"), "{told}");
+    drop(reader);
+    let (code, _, told) = finish(&mut command);
+    assert_eq!(code, 70, "without a reader too: {told}");
+}
+
+#[test]
 fn once_is_once_for_callers_at_the_same_time_and_a_failed_run_lets_the_next_one_try() {
     let world = World::new();
     let log = world.path("log").display().to_string();

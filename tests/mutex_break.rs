@@ -71,7 +71,7 @@ fn rule_10_the_whole_tree_is_gone_before_the_next_one_gets_the_mutex() {
     assert!(last["holder"]["command"].as_str().unwrap().starts_with("bash -c"), "{last}");
     // It was that ticket's, not the mutex's.
     let (code, _, told) = break_hold(&world, "log", &ticket);
-    assert!(code == 1 && told.contains("nobody holds it"), "{told}");
+    assert!(code == 1 && told.contains("no ticket does"), "{told}");
 }
 
 #[test]
@@ -163,11 +163,14 @@ fn a_hold_that_lasts_longer_than_its_warning_is_reported() {
     let world = World::new();
     let gate = world.gate();
     let text = gate.wait();
-    let words = ["mutex", "run", "--warn-after", "20ms", "log", "--", "sh", "-c", &text];
+    let words =
+        ["mutex", "run", "--warn-after=20ms", "--reason=backup", "log", "--", "sh", "-c", &text];
     let mut holder = spawn(world.baton().args(words).stderr(Stdio::piped()));
     let mut told = BufReader::new(holder.stderr.take().unwrap()).lines().map(Result::unwrap);
-    assert_eq!(told.next().unwrap(), "baton: held for 20ms now");
-    assert_eq!(told.next().unwrap(), "baton: held for 40ms now");
+    let expected =
+        |held| format!("baton: `log` held for {held} now by pid {}: backup", holder.id());
+    assert_eq!(told.next().unwrap(), expected("20ms"));
+    assert_eq!(told.next().unwrap(), expected("40ms"));
     gate.open();
     assert!(holder.wait().unwrap().success());
 }

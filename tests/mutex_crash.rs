@@ -638,8 +638,41 @@ fn at_a_terminal_it_stops_goes_on_and_is_interrupted_like_the_command_alone() {
         assert_eq!(terminal.shows("status "), status);
         assert_eq!(now(&world, "m"), 0);
     }
+    // A script stops there, as it does without the wrapper.
+    let text = "echo on \\$\\$; exec sleep 600";
+    terminal
+        .types(&format!("bash -c '{baton} mutex run -q m -- sh -c \"{text}\"; echo went on'\n"));
+    let command = process(Pid::from_raw(terminal.shows("on ").parse().unwrap()).unwrap());
+    terminal.types("\x03");
+    await_end(&command);
+    terminal.types("echo status $?\n");
+    assert_eq!(terminal.shows("status "), "130");
     terminal.types("exit\n");
     assert_eq!(terminal.script.end(), 0);
+}
+
+/// The system tells only the leader of the session that its terminal is gone.
+#[test]
+fn a_lost_terminal_ends_the_command_too() {
+    let world = World::new();
+    if Command::new("script").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no script(1)");
+        return;
+    }
+    let text = format!("exec {} mutex run -q m -- sh -c 'echo on; exec sleep 600'", support::BATON);
+    let mut command = Command::new("script");
+    command.args(["-qec", &text, "/dev/null"]).env("BATON_MUTEX_DIR", world.mutexes());
+    let mut script = spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+    let mut out = BufReader::new(script.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("on") {
+        line.clear();
+        assert_ne!(out.read_line(&mut line).unwrap(), 0);
+    }
+    script.kill().unwrap();
+    script.wait().unwrap();
+    let limit = format!("--timeout={}s", DEADLINE.as_secs());
+    assert_eq!(finish(world.baton().args(["mutex", "run", &limit, "m", "--", "true"])).0, 0);
 }
 
 /// A word of what the kernel says of a process: its state is 0, its parent 1.

@@ -7,10 +7,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::holder::{self, HolderError, Wish};
+use rustix::fs::OFlags;
+
+use super::holder::{self, HolderError, Notice, Wish};
 use super::{Blocked, Hold};
 
 /// How much is read at once: the most that a pipe holds unless it was made larger.
@@ -55,6 +57,7 @@ pub fn append(
     input: &mut impl Read,
     path: &Path,
     max_bytes: Option<u64>,
+    mut tell: impl FnMut(Notice<'_>),
 ) -> Result<(), AppendError> {
     let mut pending = Vec::new();
     let mut buffer = vec![0; READ_BYTES];
@@ -72,7 +75,7 @@ pub fn append(
         let end = pending[known..].iter().rposition(|byte| *byte == b'\n');
         let whole = end.map_or(0, |end| known + end + 1);
         if whole > 0 {
-            write_batch(root, wish, path, max_bytes, &pending[..whole])?;
+            write_batch(root, wish, path, max_bytes, &pending[..whole], &mut tell)?;
             pending.drain(..whole);
         }
         if length == 0 {
@@ -90,16 +93,26 @@ fn write_batch(
     path: &Path,
     max_bytes: Option<u64>,
     lines: &[u8],
+    tell: impl FnMut(Notice<'_>),
 ) -> Result<(), AppendError> {
     let what = format!("append to {}", path.display());
-    let hold: Hold = holder::acquire(root, wish, what, |_| {})?.map_err(AppendError::Busy)?;
+    let hold: Hold = holder::acquire(root, wish, what, tell)?.map_err(AppendError::Busy)?;
     let written = write_lines(path, max_bytes, lines);
     hold.release().map_err(HolderError::from)?;
     written.map_err(|source| AppendError::File { path: path.to_owned(), source })
 }
 
 fn write_lines(path: &Path, max_bytes: Option<u64>, lines: &[u8]) -> io::Result<()> {
-    let open = || OpenOptions::new().append(true).create(true).mode(0o644).open(path);
+    let open = || {
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o644);
+        // Never waits for the reader of a pipe: everybody else waits for the mutex.
+        let file = options.custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
+        if file.metadata()?.file_type().is_fifo() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a pipe"));
+        }
+        Ok(file)
+    };
     let mut file = open()?;
     let size = file.metadata()?.len();
     let grown = size.saturating_add(u64::try_from(lines.len()).unwrap_or(u64::MAX));
@@ -132,10 +145,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("file");
         let mutexes = root.path().join("mutex");
-        append(&mutexes, &wish(), &mut &b""[..], &path, None).unwrap();
+        append(&mutexes, &wish(), &mut &b""[..], &path, None, |_| {}).unwrap();
         assert!(!path.exists());
-        append(&mutexes, &wish(), &mut &b"one\ntwo"[..], &path, None).unwrap();
-        append(&mutexes, &wish(), &mut &b"three\n"[..], &path, None).unwrap();
+        append(&mutexes, &wish(), &mut &b"one\ntwo"[..], &path, None, |_| {}).unwrap();
+        append(&mutexes, &wish(), &mut &b"three\n"[..], &path, None, |_| {}).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"one\ntwo\nthree\n");
     }
 
@@ -143,7 +156,7 @@ mod tests {
     fn rule_1_a_disk_that_is_full_tears_no_line() {
         let path = Path::new("/dev/full");
         let root = tempfile::tempdir().unwrap();
-        let error = append(root.path(), &wish(), &mut &b"x\n"[..], path, None).unwrap_err();
+        let error = append(root.path(), &wish(), &mut &b"x\n"[..], path, None, |_| {}).unwrap_err();
         assert!(matches!(error, AppendError::File { .. }), "{error}");
     }
 
@@ -152,7 +165,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let (path, mutexes) = (root.path().join("file"), root.path().join("mutex"));
         for line in ["first\n", "second\n", "third\n"] {
-            append(&mutexes, &wish(), &mut line.as_bytes(), &path, Some(13)).unwrap();
+            append(&mutexes, &wish(), &mut line.as_bytes(), &path, Some(13), |_| {}).unwrap();
         }
         assert_eq!(std::fs::read(&path).unwrap(), b"third\n");
         assert_eq!(std::fs::read(root.path().join("file.1")).unwrap(), b"first\nsecond\n");
@@ -163,7 +176,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let mut endless = io::repeat(b'x');
         let path = root.path().join("file");
-        let error = append(root.path(), &wish(), &mut endless, &path, None).unwrap_err();
+        let error = append(root.path(), &wish(), &mut endless, &path, None, |_| {}).unwrap_err();
         assert!(matches!(error, AppendError::LongLine), "{error}");
     }
 }

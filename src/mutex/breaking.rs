@@ -18,6 +18,7 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::line::{Claimant, Entry, Folder};
+use super::locks::LockOwner;
 use super::status::{self, Standing};
 use super::{MutexError, MutexName, locks, os};
 use crate::process::{self, Process};
@@ -67,7 +68,7 @@ pub enum BreakError {
     #[error(transparent)]
     Mutex(#[from] MutexError),
     /// Another ticket holds it, or none.
-    #[error("ticket {ticket} does not hold `{name}`; {}", holders(.holding))]
+    #[error("ticket {ticket} does not hold `{name}`; {}{}", holders(.holding), outside(.foreign))]
     NotHolding {
         /// The mutex.
         name: MutexName,
@@ -75,6 +76,8 @@ pub enum BreakError {
         ticket: u64,
         /// Those that hold it.
         holding: Vec<u64>,
+        /// Who has its plain lock without baton.
+        foreign: Vec<LockOwner>,
     },
     /// The record can't be written; nothing was done.
     #[error("record {path}")]
@@ -96,9 +99,16 @@ pub enum BreakError {
     System(#[from] io::Error),
 }
 
+fn outside(foreign: &[LockOwner]) -> String {
+    let name = |owner: &LockOwner| {
+        format!("; pid {} ({}) has its plain lock, without baton", owner.pid, owner.command)
+    };
+    foreign.iter().map(name).collect()
+}
+
 fn holders(holding: &[u64]) -> String {
     match holding {
-        [] => "nobody holds it".to_owned(),
+        [] => "no ticket does".to_owned(),
         [one] => format!("{one} does"),
         several => {
             let several: Vec<String> = several.iter().map(u64::to_string).collect();
@@ -116,17 +126,17 @@ pub fn break_hold(root: &Path, wanted: &Breaking) -> Result<Standing, BreakError
     let holder = status.holders().iter().find(|standing| standing.ticket == wanted.ticket);
     let Some(holder) = holder.cloned() else {
         let holding = status.holders().iter().map(|standing| standing.ticket).collect();
-        return Err(not_holding(wanted, holding));
+        return Err(not_holding(wanted, holding, status.foreign));
     };
     let folder = Folder::open(root, &wanted.name)?;
     let entry = Entry { number: holder.ticket, mode: holder.mode };
     let Some(ticket) = folder.look(entry)? else {
-        return Err(not_holding(wanted, Vec::new()));
+        return Err(not_holding(wanted, Vec::new(), Vec::new()));
     };
     let mut tree = Tree::of(&holder.who, ticket.file.metadata()?);
     if folder.look(entry)?.is_none() {
         // It ended by itself meanwhile: what it left running is nobody's holder.
-        return Err(not_holding(wanted, Vec::new()));
+        return Err(not_holding(wanted, Vec::new(), Vec::new()));
     }
     if tree.is_above_this() {
         return Err(BreakError::Own(wanted.name.clone()));
@@ -145,8 +155,9 @@ pub fn break_hold(root: &Path, wanted: &Breaking) -> Result<Standing, BreakError
     }
 }
 
-fn not_holding(wanted: &Breaking, holding: Vec<u64>) -> BreakError {
-    BreakError::NotHolding { name: wanted.name.clone(), ticket: wanted.ticket, holding }
+fn not_holding(wanted: &Breaking, holding: Vec<u64>, foreign: Vec<LockOwner>) -> BreakError {
+    let (name, ticket) = (wanted.name.clone(), wanted.ticket);
+    BreakError::NotHolding { name, ticket, holding, foreign }
 }
 
 fn record_path(root: &Path, name: &MutexName) -> PathBuf {
@@ -181,7 +192,8 @@ fn record(root: &Path, wanted: &Breaking, holder: &Claimant) -> Result<(), Break
     write().map_err(|source| BreakError::Record { path: path.clone(), source })
 }
 
-/// The last time that the mutex was broken, if it ever was and the record can be read.
+/// The last time that the mutex was broken, if it ever was and the record can be read; also one that is
+/// under way.
 pub fn last_break(root: &Path, name: &MutexName) -> Option<Break> {
     let file = os::open_to_read(&record_path(root, name)).ok()??;
     let text = io::read_to_string(file).ok()?;
@@ -218,7 +230,8 @@ impl Tree {
         let kept_for = self.kept_for.iter().filter(|process| process.watch().is_some());
         let above: Vec<Process> = kept_for.cloned().chain(keepers).collect();
         let below = above.iter().flat_map(|process| process::below(process.pid));
-        let all: Vec<Process> = below.chain(above.iter().cloned()).collect();
+        // Those above first: a script must not go on with its next line when the one before is ended.
+        let all: Vec<Process> = above.iter().cloned().chain(below).collect();
         for process in all.into_iter().filter(|process| process.pid != me) {
             if !self.found.iter().any(|(found, _)| found.is_same(&process))
                 && let Some(descriptor) = process.watch()

@@ -12,7 +12,9 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{
+    SIGALRM, SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
+};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::origin::WithOrigin;
 use signal_hook::low_level::siginfo::{Cause, Origin};
@@ -238,7 +240,8 @@ struct Signals(SignalDelivery<UnixStream, WithOrigin>);
 impl Signals {
     fn register() -> io::Result<Self> {
         // What is ignored here (nohup, say) the command is to ignore too.
-        let passed_on = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
+        let passed_on =
+            [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGCONT, SIGWINCH];
         let wanted = os::not_ignored(&passed_on).into_iter().chain([SIGCHLD]);
         let (read, write) = UnixStream::pair()?;
         Ok(Self(SignalDelivery::with_pipe(read, write, WithOrigin::default(), wanted)?))
@@ -261,7 +264,9 @@ fn follow(
         }
         os::sleep([signals.0.get_read().as_fd()].into_iter(), warn_at)?;
         for Origin { signal, cause, .. } in signals.0.pending() {
-            if signal != SIGCHLD && cause != Cause::Kernel {
+            // A terminal that is gone tells only the leader of its session: this process, maybe.
+            let is_told = cause == Cause::Kernel && signal != SIGHUP;
+            if signal != SIGCHLD && !is_told {
                 pass_on(&child, signal);
             }
         }

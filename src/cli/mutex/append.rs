@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::run::describe;
+use super::run::{describe, teller};
 use crate::cli::failure::{Failure, code};
 use crate::cli::time_limit;
 use crate::mutex::append::{self, AppendError};
@@ -35,13 +35,17 @@ pub(super) struct AppendArgs {
     /// Give up when the mutex is not obtained after so long
     #[arg(long, value_name = "TIME", value_parser = time_limit)]
     timeout: Option<Duration>,
+    /// Don't tell about waits
+    #[arg(long, short)]
+    quiet: bool,
 }
 
 pub(super) fn append(args: AppendArgs, root: &Path) -> Result<ExitCode, Failure> {
     let claims = vec![Claim { name: args.name, mode: Mode::Exclusive }];
     let patience = args.timeout.map_or(Patience::Unlimited, Patience::Limited);
-    let wish = Wish { patience, ..Wish::of(claims) };
-    append::append(root, &wish, &mut std::io::stdin().lock(), &args.file, args.max_bytes)?;
+    let wish = Wish { patience, is_told: !args.quiet, ..Wish::of(claims) };
+    let (mut input, tell) = (std::io::stdin().lock(), teller(&wish));
+    append::append(root, &wish, &mut input, &args.file, args.max_bytes, tell)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::run::{describe, ended, tell};
+use super::run::{describe, ended, teller};
 use crate::cli::failure::{Failure, code, complain};
 use crate::cli::time_limit;
 use crate::mutex::ExclusiveKey;
@@ -53,7 +53,7 @@ pub(super) fn once(args: &OnceArgs, root: &Path) -> Result<ExitCode, Failure> {
     let patience = args.timeout.map_or(Patience::Unlimited, Patience::Limited);
     let wish = Wish { patience, is_told: !args.quiet, ..Wish::of(vec![once::claim(&args.key)]) };
     let Some((program, arguments)) = args.command.split_first() else {
-        return match once::reset(root, &args.key, &wish, tell)? {
+        return match once::reset(root, &args.key, &wish, teller(&wish))? {
             None => Ok(ExitCode::SUCCESS),
             Some(busy) => {
                 let text = anyhow::anyhow!("not obtained: {}", describe(&busy));
@@ -63,7 +63,7 @@ pub(super) fn once(args: &OnceArgs, root: &Path) -> Result<ExitCode, Failure> {
     };
     let mut command = Command::new(program);
     command.args(arguments).env("BATON_MUTEX_DIR", root);
-    match once::once(root, &args.key, &wish, args.within, &mut command, tell)? {
+    match once::once(root, &args.key, &wish, args.within, &mut command, teller(&wish))? {
         Once::Ran(ran) => ended(ran, program, code::BUSY),
         Once::Done { at } => {
             if !args.quiet {

@@ -9,6 +9,9 @@ use std::process::{Command, ExitCode, ExitStatus};
 use std::time::Duration;
 
 use clap::Args;
+use rustix::process::{Resource, Rlimit, setrlimit};
+use signal_hook::consts::{SIGINT, SIGQUIT};
+use signal_hook::low_level::emulate_default_handler;
 
 use crate::cli::failure::{Failure, code, complain};
 use crate::cli::{interval, time_limit};
@@ -93,31 +96,39 @@ pub(in crate::cli) fn run(args: &RunArgs, root: &Path) -> Result<ExitCode, Failu
     process.args(&command[1..]).env("BATON_MUTEX_DIR", root);
     let (reason, remind, is_told) = (args.reason.clone(), args.remind, !args.quiet);
     let wish = Wish { claims, patience, reason, remind, is_told, warn_after: args.warn_after };
-    let ran = match holder::run(root, &wish, &mut process, tell) {
+    let ran = match holder::run(root, &wish, &mut process, teller(&wish)) {
         Err(HolderError::Mutex(error @ MutexError::Deadlock(_))) => {
-            let failure = Failure::new(args.conflict_exit_code, error);
-            return Err(failure.hint("name all mutexes at once: `baton mutex run a b -- …`"));
+            return Err(deadlock(error, args.conflict_exit_code));
         }
         other => other?,
     };
     ended(ran, &command[0], args.conflict_exit_code)
 }
 
-/// Says on standard error what there is to tell.
-pub(super) fn tell(notice: Notice<'_>) {
-    complain(&match notice {
-        Notice::Waits(blocked) => format!("baton: {}", describe(blocked)),
-        Notice::Overdue(held) => {
-            format!("baton: held for {} now", humantime::format_duration(held))
-        }
-        Notice::LeftBehind(error) => format!("baton: given back, but {}", chain(error)),
-    });
+/// Says on standard error what there is to tell about a wish.
+pub(super) fn teller(wish: &Wish) -> impl Fn(Notice<'_>) + use<> {
+    let names: Vec<String> = wish.claims.iter().map(|claim| format!("`{}`", claim.name)).collect();
+    let names = names.join(", ");
+    let reason = if wish.reason.is_empty() { String::new() } else { format!(": {}", wish.reason) };
+    move |notice| {
+        complain(&match notice {
+            Notice::Waits(blocked) => format!("baton: {}", describe(blocked)),
+            Notice::Overdue(held) => {
+                let held = humantime::format_duration(held);
+                format!("baton: {names} held for {held} now by pid {}{reason}", std::process::id())
+            }
+            Notice::LeftBehind(error) => format!("baton: {names} given back, but {}", chain(error)),
+        });
+    }
 }
 
 /// What came of a protected command, as an exit status; `busy` when it was not obtained in time.
 pub(super) fn ended(ran: Ran, program: &OsStr, busy: u8) -> Result<ExitCode, Failure> {
     match ran {
-        Ran::Ended(status) => Ok(exit_code(status)),
+        Ran::Ended(status) => {
+            die_of_the_keyboard(status);
+            Ok(exit_code(status))
+        }
         Ran::Busy(blocked) => {
             let text = anyhow::anyhow!("not obtained: {}", describe(&blocked));
             Err(Failure::new(busy, text))
@@ -195,6 +206,18 @@ pub(in crate::cli) fn wait_of(blocked: &Blocked) -> Wait {
     }
 }
 
+/// Ends this process as the keyboard ended the command: a shell that sees an exit status instead takes
+/// it that the command went on after Ctrl-C, and goes on itself.
+fn die_of_the_keyboard(status: ExitStatus) {
+    if let Some(signal) = status.signal().filter(|signal| matches!(*signal, SIGINT | SIGQUIT)) {
+        // The command's own dump is enough.
+        let none = Rlimit { current: Some(0), maximum: Some(0) };
+        setrlimit(Resource::Core, none).unwrap_or_default();
+        // It does not return; if it did, the exit status says the same.
+        emulate_default_handler(signal).unwrap_or_default();
+    }
+}
+
 /// The command's exit status; 128 and the signal when one ended it, as shells have it.
 pub(in crate::cli) fn exit_code(status: ExitStatus) -> ExitCode {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
@@ -202,9 +225,21 @@ pub(in crate::cli) fn exit_code(status: ExitStatus) -> ExitCode {
     ExitCode::from(code.unwrap_or(code::INTERNAL))
 }
 
+/// A claim that would wait for itself, and what to do about it.
+pub(super) fn deadlock(error: MutexError, code: u8) -> Failure {
+    let is_same = matches!(&error, MutexError::Deadlock(cycle) if cycle.len() == 1);
+    let hint = if is_same {
+        "it is held already: leave the inner one out"
+    } else {
+        "name all mutexes at once: `baton mutex run a b -- …`"
+    };
+    Failure::new(code, error).hint(hint)
+}
+
 impl From<HolderError> for Failure {
     fn from(error: HolderError) -> Self {
         match error {
+            HolderError::Mutex(error @ MutexError::Deadlock(_)) => deadlock(error, code::BUSY),
             HolderError::Mutex(error) => error.into(),
             HolderError::System(_) => Self::new(code::INTERNAL, error),
         }

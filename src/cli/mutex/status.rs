@@ -75,7 +75,10 @@ pub(super) fn status(args: &StatusArgs, root: &Path) -> Result<ExitCode, Failure
 pub(super) fn text(all: &[Status], asked: Option<&MutexName>, root: &Path) -> String {
     let mut text = render(all, &root.display().to_string());
     if let Some(name) = asked {
-        text.extend(breaking::last_break(root, name).map(|broken| last_break(&broken)));
+        // One that is under way is not over.
+        let is_over = |broken: &Break| all.iter().all(|s| !s.has_ticket(broken.ticket));
+        let broken = breaking::last_break(root, name).filter(is_over);
+        text.extend(broken.map(|broken| last_break(&broken)));
     }
     text
 }
@@ -117,7 +120,10 @@ fn row(name: &str, state: String, standing: &Standing) -> Vec<String> {
         let limit = humantime::format_duration(limit).to_string().replace(' ', "");
         write!(for_how_long, " (over {limit})").unwrap_or_default();
     }
-    let who = snapshot::describe(&party);
+    let mut who = snapshot::describe(&party);
+    if !Path::new("/proc").join(standing.who.pid.to_string()).exists() {
+        who.push_str(" (that process is gone; what it started has it: `mutex break` ends that)");
+    }
     vec![name.to_owned(), state, for_how_long, mode, ticket.to_string(), who]
 }
 
