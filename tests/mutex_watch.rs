@@ -301,8 +301,12 @@ def fits(frame):
     lines = frame.replace("\x1b[K", "").replace("\x1b[J", "").split("\r\n")
     return len(lines) == 3 and lines[-1] == "" and max(map(len, lines)) <= 20 and "2 more" in lines[1]
 until("a smaller picture", fits)
+# Both first: either may be the one that holds.
 for claim in claims:
-    claim.communicate(b"\n")
+    claim.stdin.write(b"\n")
+    claim.stdin.close()
+for claim in claims:
+    assert claim.wait(max(1, deadline - time.monotonic())) == 0
 until("nobody again", lambda frame: "nobody holds" in frame)
 os.write(screen, b"\x03")
 _, ended = os.waitpid(pid, 0)
