@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::run::reason;
+use super::wish::reason;
 use crate::cli::failure::{Failure, code, complain};
 use crate::cli::time_limit;
 use crate::mutex::breaking::{self, BreakError, Breaking};

@@ -7,6 +7,7 @@ mod once;
 mod run;
 mod status;
 mod watch;
+mod wish;
 
 use std::path::Path;
 use std::process::ExitCode;

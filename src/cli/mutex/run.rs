@@ -2,7 +2,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::num::NonZeroU32;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus};
@@ -13,16 +12,13 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGQUIT};
 use signal_hook::low_level::emulate_default_handler;
 
+use super::wish::WishArgs;
 use crate::cli::failure::{Failure, code, complain};
-use crate::cli::{interval, time_limit};
-use crate::mutex::holder::{self, HolderError, Notice, Patience, Ran, Wish};
-use crate::mutex::{Blocked, Claim, Mode, MutexError, MutexName};
-use crate::script::check_text;
+use crate::cli::interval;
+use crate::mutex::holder::{self, HolderError, Notice, Ran, Wish};
+use crate::mutex::{Blocked, MutexError, MutexName};
 use crate::snapshot::Wait;
 use crate::text::chain;
-
-/// The longest reason, in bytes.
-const MAX_REASON_BYTES: usize = 256;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -41,33 +37,11 @@ could not be started, 70 when the mutex folder can't be used.";
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(in crate::cli) struct RunArgs {
-    /// Hold them together with others that are shared
-    #[arg(long, short)]
-    shared: bool,
-    /// Like --shared, and while this command holds them, at most N do, itself included
-    #[arg(long, value_name = "N", value_parser = at_most)]
-    at_most: Option<NonZeroU32>,
-    /// Give up after so long
-    #[arg(long, value_name = "TIME", value_parser = time_limit, conflicts_with = "no_wait")]
-    timeout: Option<Duration>,
-    /// Give up at once
-    #[arg(long, short)]
-    no_wait: bool,
-    /// Why, for those who wait behind
-    #[arg(long, value_name = "TEXT", default_value = "", value_parser = reason)]
-    reason: String,
-    /// The exit status when a mutex was not obtained in time
-    #[arg(long, short = 'E', value_name = "N", default_value_t = code::BUSY)]
-    conflict_exit_code: u8,
-    /// How often to tell about a wait in which nothing changes
-    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = interval)]
-    remind: Duration,
+    #[command(flatten)]
+    wish: WishArgs,
     /// Report when the mutexes are held longer, again and again
     #[arg(long, value_name = "TIME", value_parser = interval)]
     warn_after: Option<Duration>,
-    /// Don't tell about waits
-    #[arg(long, short)]
-    quiet: bool,
     /// The mutexes, then -- and the command
     // Options end at the first name, so that they can't be mistaken for the command's.
     #[arg(
@@ -81,28 +55,16 @@ pub(in crate::cli) struct RunArgs {
 
 pub(in crate::cli) fn run(args: &RunArgs, root: &Path) -> Result<ExitCode, Failure> {
     let (names, command) = split(&args.words)?;
-    let mode = match args.at_most {
-        Some(n) => Mode::AtMost(n),
-        None if args.shared => Mode::Shared,
-        None => Mode::Exclusive,
-    };
-    let claims = names.into_iter().map(|name| Claim { name, mode }).collect();
-    let patience = match args.timeout {
-        Some(limit) => Patience::Limited(limit),
-        None if args.no_wait => Patience::None,
-        None => Patience::Unlimited,
-    };
+    let wish = Wish { warn_after: args.warn_after, ..args.wish.wish(names) };
     let mut process = Command::new(&command[0]);
     process.args(&command[1..]).env("BATON_MUTEX_DIR", root);
-    let (reason, remind, is_told) = (args.reason.clone(), args.remind, !args.quiet);
-    let wish = Wish { claims, patience, reason, remind, is_told, warn_after: args.warn_after };
     let ran = match holder::run(root, &wish, &mut process, teller(&wish)) {
         Err(HolderError::Mutex(error @ MutexError::Deadlock(_))) => {
-            return Err(deadlock(error, args.conflict_exit_code));
+            return Err(deadlock(error, args.wish.conflict_exit_code));
         }
         other => other?,
     };
-    ended(ran, &command[0], args.conflict_exit_code)
+    ended(ran, &command[0], args.wish.conflict_exit_code)
 }
 
 /// Says on standard error what there is to tell about a wish.
@@ -144,19 +106,6 @@ pub(super) fn ended(ran: Ran, program: &OsStr, busy: u8) -> Result<ExitCode, Fai
             Err(Failure::new(code, anyhow::anyhow!("`{name}`: {problem}")))
         }
     }
-}
-
-/// Parses the N of "at most N".
-pub(super) fn at_most(text: &str) -> Result<NonZeroU32, String> {
-    let number: Option<NonZeroU32> = text.parse().ok();
-    let number = number.filter(|n| n.get() <= Mode::MAX_AT_MOST);
-    number.ok_or_else(|| format!("is not 1 to {}", Mode::MAX_AT_MOST))
-}
-
-/// Parses a reason: one line.
-pub(super) fn reason(text: &str) -> Result<String, String> {
-    check_text(text, MAX_REASON_BYTES).map_err(|error| error.to_string())?;
-    Ok(text.to_owned())
 }
 
 /// Splits `NAME… -- COMMAND…`.
