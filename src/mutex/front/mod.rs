@@ -18,7 +18,6 @@
 
 mod held;
 mod locked;
-mod sleeper;
 mod subject;
 mod unix;
 
@@ -30,6 +29,7 @@ use std::time::{Duration, Instant};
 use super::deadlock::{self, HELD_VARIABLE};
 use super::holder::{self, HolderError, Notice, Patience, Wish};
 use super::locks::{self, LockOwner};
+use super::os::Waker;
 use super::{Advance, Blocked, Claim, Claimant, Hold, Mode, MutexError, MutexName, os};
 use locked::Place;
 pub use locked::{Locked, RunError};
@@ -251,13 +251,17 @@ fn wait_for_lock(
     let is_over = |deadline: Instant| deadline <= Instant::now();
     while !deadline.is_some_and(is_over) {
         let file = subject.to_sleep_on(deadline).map_err(LockError::Sleep)?;
-        let sleeper = sleeper::Sleeper::start(file, request.exclusive).map_err(LockError::Sleep)?;
+        let no_sleep = |error| LockError::Sleep(io::Error::other::<MutexError>(error));
+        let waker = Waker::new().map_err(no_sleep)?;
+        waker.ring_when_locked(file, request.exclusive).map_err(no_sleep)?;
         loop {
             if request.remind.is_some() {
                 tell(&Told::Waits(&Busy::Outside(outsiders(subject))));
             }
             let reminder = request.remind.and_then(|remind| Instant::now().checked_add(remind));
-            if sleeper.sleep(deadline.into_iter().chain(reminder).min()) {
+            let wake_at = deadline.into_iter().chain(reminder).min();
+            os::sleep(waker.descriptors(false), wake_at).map_err(LockError::Sleep)?;
+            if waker.quiet() {
                 break;
             }
             if deadline.is_some_and(is_over) {

@@ -26,14 +26,13 @@ use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
-use super::Blocked;
 use super::holder::Wish;
+use super::{Blocked, os};
 use crate::process::{self as processes, Process};
 use crate::text::shorten;
 
@@ -146,7 +145,7 @@ impl Tied {
     }
 
     fn has_ended(&self) -> bool {
-        is_readable(self.descriptor.as_fd(), Some(Duration::ZERO)).unwrap_or(true)
+        os::is_readable(self.descriptor.as_fd())
     }
 }
 
@@ -247,21 +246,17 @@ pub fn acquire(
     ended
 }
 
-fn is_readable(descriptor: BorrowedFd<'_>, limit: Option<Duration>) -> io::Result<bool> {
-    sleep(&[descriptor], limit)
-}
-
-/// Sleeps until one of the descriptors is readable; says whether one is.
-fn sleep(descriptors: &[BorrowedFd<'_>], limit: Option<Duration>) -> io::Result<bool> {
-    let mut polled: Vec<_> =
-        descriptors.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-    let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+/// Sleeps until one of the descriptors is readable, or the deadline; says whether one is. Signals that
+/// mean nothing do not end it.
+fn sleep(descriptors: &[BorrowedFd<'_>], deadline: Option<Instant>) -> io::Result<bool> {
     loop {
-        match rustix::event::poll(&mut polled, limit.as_ref()) {
-            // Again from the start: signals that mean nothing are rare.
-            Err(rustix::io::Errno::INTR) => {}
-            other => return Ok(other? > 0),
+        if descriptors.iter().any(|descriptor| os::is_readable(*descriptor)) {
+            return Ok(true);
         }
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Ok(false);
+        }
+        os::sleep(descriptors.iter().copied(), deadline)?;
     }
 }
 

@@ -7,11 +7,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 
-use super::{Task, Tied, Word, is_readable, sleep};
+use super::{Task, Tied, Word, os, sleep};
 use crate::mutex::holder::{self, HolderError, Notice};
 use crate::mutex::{Claimant, Hold, MutexError};
 use crate::text::chain;
@@ -98,7 +97,7 @@ fn is_confirmed(watched: &[BorrowedFd<'_>; 3]) -> io::Result<bool> {
     sleep(watched, None)?;
     // Its starter is gone, or the script is: no byte comes.
     let orders = watched[0];
-    Ok(is_readable(orders, Some(Duration::ZERO))? && io::stdin().lock().read(&mut [0])? == 1)
+    Ok(os::is_readable(orders) && io::stdin().lock().read(&mut [0])? == 1)
 }
 
 /// Closes what the caller had open beyond the standard streams: a lock or the end of a pipe there

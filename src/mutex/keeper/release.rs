@@ -3,11 +3,11 @@
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::is_readable;
+use super::sleep;
 use crate::mutex::status::{self, Standing};
 use crate::mutex::{MutexError, MutexName};
 
@@ -81,7 +81,7 @@ pub fn release(root: &Path, name: &MutexName, ticket: u64) -> Result<(), Release
     let is_keeper = standing.who.pid == pid && status::is_kept_by(root, name, &standing, pid)?;
     let keeper = keeper.filter(|_| is_keeper).ok_or_else(no_process)?;
     pidfd_send_signal(&keeper, Signal::USR1).map_err(|e| failed(e.into()))?;
-    if is_readable(keeper.as_fd(), Some(RELEASE_LIMIT)).map_err(failed)? {
+    if sleep(&[keeper.as_fd()], Instant::now().checked_add(RELEASE_LIMIT)).map_err(failed)? {
         Ok(())
     } else {
         Err(failed(io::ErrorKind::TimedOut.into()))
