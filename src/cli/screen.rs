@@ -21,8 +21,9 @@ const SPINNER_TICK: Duration = Duration::from_millis(100);
 /// Writes to standard output and flushes.
 pub(super) fn write_out(bytes: &[u8]) -> io::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(bytes)?;
-    out.flush()
+    let written = out.write_all(bytes).and_then(|()| out.flush());
+    // Its kind stays: a reader that is gone is no failure to tell.
+    written.map_err(|error| io::Error::new(error.kind(), format!("standard output: {error}")))
 }
 
 /// Writes a line of JSON to standard output.

@@ -44,12 +44,7 @@ pub(in crate::cli) struct RunArgs {
     warn_after: Option<Duration>,
     /// The mutexes, then -- and the command
     // Options end at the first name, so that they can't be mistaken for the command's.
-    #[arg(
-        value_name = "NAME… -- COMMAND",
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
+    #[arg(value_name = "NAME… -- COMMAND", required = true, trailing_var_arg = true)]
     words: Vec<OsString>,
 }
 
@@ -112,7 +107,9 @@ pub(super) fn ended(ran: Ran, program: &OsStr, busy: u8) -> Result<ExitCode, Fai
 fn split(words: &[OsString]) -> Result<(Vec<MutexName>, &[OsString]), Failure> {
     let hint = "for example: baton mutex run log -- sh -c 'date >> log'";
     let Some(end) = words.iter().position(|word| word == "--") else {
-        return Err(Failure::usage("`--` and a command are missing behind the names").hint(hint));
+        return Err(
+            Failure::usage("names of mutexes, then `--` and a command are expected").hint(hint)
+        );
     };
     let (names, command) = (&words[..end], &words[end + 1..]);
     if names.is_empty() || command.is_empty() {
