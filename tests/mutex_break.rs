@@ -106,6 +106,8 @@ fn rule_10_what_outlived_a_killed_wrapper_is_ended_too() {
     let mut wrapper = wrapper;
     wrapper.wait().unwrap();
     assert!(lives(&pid));
+    let (_, table, _) = finish(world.baton().args(["mutex", "status", "log"]));
+    assert!(table.contains("that process is gone; what it started has it"), "{table}");
     let (code, _, told) = break_hold(&world, "log", &holder(&world, "log"));
     assert_eq!(code, 0, "{told}");
     assert!(!lives(&pid));

@@ -17,6 +17,7 @@ use crate::mutex::breaking::{self, Break};
 use crate::mutex::locks::LockOwner;
 use crate::mutex::status::{self, Standing, Status};
 use crate::mutex::{Mode, MutexError, MutexName, Party};
+use crate::process::Process;
 use crate::snapshot;
 
 const EXAMPLES: &str = "\
@@ -121,7 +122,7 @@ fn row(name: &str, state: String, standing: &Standing) -> Vec<String> {
         write!(for_how_long, " (over {limit})").unwrap_or_default();
     }
     let mut who = snapshot::describe(&party);
-    if !Path::new("/proc").join(standing.who.pid.to_string()).exists() {
+    if Process::read(standing.who.pid).is_none_or(|process| process.is_zombie()) {
         who.push_str(" (that process is gone; what it started has it: `mutex break` ends that)");
     }
     vec![name.to_owned(), state, for_how_long, mode, ticket.to_string(), who]
