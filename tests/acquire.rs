@@ -5,72 +5,12 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader, Read};
-use std::os::fd::AsFd;
-use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Signal;
 use serde_json::Value;
+use support::talker::Talker;
 use support::{Gate, World, finish, signal, spawn};
-
-/// A command of which both outputs are read line by line.
-struct Talker {
-    child: Child,
-    out: BufReader<ChildStdout>,
-    told: BufReader<ChildStderr>,
-}
-
-impl Talker {
-    fn start(command: &mut Command) -> Self {
-        let mut child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
-        let out = BufReader::new(child.stdout.take().unwrap());
-        let told = BufReader::new(child.stderr.take().unwrap());
-        Self { child, out, told }
-    }
-
-    fn line(&mut self) -> String {
-        next_line(&mut self.out).trim_end().to_owned()
-    }
-
-    fn told(&mut self) -> String {
-        next_line(&mut self.told)
-    }
-
-    /// Reads what it is told until that says `text`.
-    fn is_told(&mut self, text: &str) {
-        let mut last = String::new();
-        while !last.contains(text) {
-            last = self.told();
-            assert!(!last.is_empty(), "it ended before it was told {text:?}");
-        }
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    /// Exit status, and what it still said.
-    fn end(mut self) -> (i32, String, String) {
-        let (mut out, mut told) = (String::new(), String::new());
-        self.out.read_to_string(&mut out).unwrap();
-        self.told.read_to_string(&mut told).unwrap();
-        (self.child.wait().unwrap().code().unwrap_or(-1), out, told)
-    }
-}
-
-/// The next line of a pipe, or what there is of it at the end; within the deadline.
-fn next_line<P: Read + AsFd>(pipe: &mut BufReader<P>) -> String {
-    if pipe.buffer().is_empty() {
-        let mut polled = [PollFd::new(pipe.get_ref(), PollFlags::IN)];
-        let limit = Timespec::try_from(support::DEADLINE).unwrap();
-        assert_eq!(rustix::event::poll(&mut polled, Some(&limit)).unwrap(), 1, "no line");
-    }
-    let mut line = String::new();
-    pipe.read_line(&mut line).unwrap();
-    line
-}
 
 /// A script of sh; `acquire` and `release` are baton's.
 fn script(world: &World, text: &str) -> Command {

@@ -6,13 +6,13 @@
 mod support;
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use rustix::fs::{FlockOperation, flock};
-use support::{BATON, World, finish, lines, spawn};
+use support::talker::Talker;
+use support::{BATON, World, finish, lines};
 
 /// The flock of util-linux: what it does is right.
 const ORACLE: &str = "/usr/bin/flock";
@@ -225,38 +225,6 @@ fn is_free(path: &Path) -> bool {
     flock(File::open(path).unwrap(), FlockOperation::NonBlockingLockExclusive).is_ok()
 }
 
-/// A process of which the streams are read line by line.
-struct Running {
-    child: Child,
-    out: BufReader<ChildStdout>,
-    told: BufReader<ChildStderr>,
-}
-
-impl Running {
-    fn start(command: &mut Command) -> Self {
-        let mut child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
-        let out = BufReader::new(child.stdout.take().unwrap());
-        let told = BufReader::new(child.stderr.take().unwrap());
-        Self { child, out, told }
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.out.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
-    fn told(&mut self) -> String {
-        let mut line = String::new();
-        self.told.read_line(&mut line).unwrap();
-        line
-    }
-
-    fn ends_well(mut self) {
-        assert!(self.child.wait().unwrap().success());
-    }
-}
-
 #[test]
 fn ten_waiters_of_both_forms_get_the_file_in_order_of_arrival() {
     let world = World::new();
@@ -264,7 +232,7 @@ fn ten_waiters_of_both_forms_get_the_file_in_order_of_arrival() {
     let (file, log, gate) = (world.path("f"), world.path("log"), world.gate());
     let (file, log) = (file.display(), log.display());
     let holder = format!("flock {file} sh -c 'echo on; {}'", gate.wait());
-    let mut holder = Running::start(&mut shell(&world, &program, &holder));
+    let mut holder = Talker::start(&mut shell(&world, &program, &holder));
     assert_eq!(holder.line(), "on");
     let waiters: Vec<_> = (0..10)
         .map(|number| {
@@ -273,7 +241,7 @@ fn ten_waiters_of_both_forms_get_the_file_in_order_of_arrival() {
             } else {
                 format!("exec 9<{file}; flock --verbose 9; echo {number} >> {log}")
             };
-            let mut waiter = Running::start(&mut shell(&world, &program, &text));
+            let mut waiter = Talker::start(&mut shell(&world, &program, &text));
             // It is in the line.
             let told = waiter.told();
             let place = format!("baton: waiting, position {}: `", number + 1);
@@ -282,9 +250,9 @@ fn ten_waiters_of_both_forms_get_the_file_in_order_of_arrival() {
         })
         .collect();
     gate.open();
-    holder.ends_well();
+    assert_eq!(holder.end().0, 0);
     for waiter in waiters {
-        waiter.ends_well();
+        assert_eq!(waiter.end().0, 0);
     }
     let expected: Vec<_> = (0..10).map(|number: u32| number.to_string()).collect();
     assert_eq!(lines(&world.path("log")), expected);
@@ -304,13 +272,13 @@ fn another_flock_excludes_and_is_excluded() {
         for form in ["exec 9>@f; flock 9; echo on; @wait", "flock @f sh -c 'echo on; @wait'"] {
             let gate = world.gate();
             let text = form.replace("@f", &file).replace("@wait", &gate.wait());
-            let mut holder = Running::start(&mut shell(&world, first, &text));
+            let mut holder = Talker::start(&mut shell(&world, first, &text));
             assert_eq!(holder.line(), "on");
             let busy = format!("flock -n {file} true; echo $?; flock -w 0.05 -E 9 {file} true");
             let (code, out, told) = finish(&mut shell(&world, second, &busy));
             assert_eq!((code, out.as_str(), told.as_str()), (9, "1\n", ""));
             let waiter = format!("flock --verbose {file} echo ran");
-            let mut waiter = Running::start(&mut shell(&world, second, &waiter));
+            let mut waiter = Talker::start(&mut shell(&world, second, &waiter));
             if second == &ours {
                 let told = waiter.told();
                 assert!(told.contains("f` is held by pid"), "{told}");
@@ -318,8 +286,8 @@ fn another_flock_excludes_and_is_excluded() {
             }
             assert!(waiter.child.try_wait().unwrap().is_none());
             gate.open();
-            holder.ends_well();
-            waiter.ends_well();
+            assert_eq!(holder.end().0, 0);
+            assert_eq!(waiter.end().0, 0);
         }
     }
 }
@@ -334,7 +302,7 @@ fn who_locks_the_lock_file_of_a_mutex_stands_in_the_line_of_the_mutex() {
     let log = log.display();
     let mut run = world.baton();
     let text = format!("echo on; {}", gate.wait());
-    let mut holder = Running::start(run.args(["mutex", "run", "log", "--", "sh", "-c", &text]));
+    let mut holder = Talker::start(run.args(["mutex", "run", "log", "--", "sh", "-c", &text]));
     assert_eq!(holder.line(), "on");
     let texts = [
         format!("flock --verbose {path} -c 'echo file >> {log}'"),
@@ -344,7 +312,7 @@ fn who_locks_the_lock_file_of_a_mutex_stands_in_the_line_of_the_mutex() {
     ];
     let mut waiters = Vec::new();
     for (place, text) in (1..).zip(texts) {
-        let mut waiter = Running::start(&mut shell(&world, &program, &text));
+        let mut waiter = Talker::start(&mut shell(&world, &program, &text));
         let told = waiter.told();
         assert!(told.contains(&format!("waiting, position {place}: ")), "{told}");
         waiters.push(waiter);
@@ -353,9 +321,9 @@ fn who_locks_the_lock_file_of_a_mutex_stands_in_the_line_of_the_mutex() {
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["waiters"].as_array().unwrap().len(), 4, "{status}");
     gate.open();
-    holder.ends_well();
+    assert_eq!(holder.end().0, 0);
     for waiter in waiters {
-        waiter.ends_well();
+        assert_eq!(waiter.end().0, 0);
     }
     assert_eq!(lines(&world.path("order")), ["file", "run", "descriptor", "closed"]);
     let (_, status, _) = finish(world.baton().args(["mutex", "status"]));
@@ -374,15 +342,15 @@ fn a_second_shared_lock_of_one_script_does_not_stand_behind_who_waits_for_the_fi
     ] {
         let gate = world.gate();
         let text = form.replace("@f", &file).replace("@wait", &gate.wait().replace('\'', ""));
-        let mut script = Running::start(&mut shell(&world, &program, &text));
+        let mut script = Talker::start(&mut shell(&world, &program, &text));
         assert_eq!(script.line(), "on");
         let alone = format!("flock --verbose {file} true");
-        let mut alone = Running::start(&mut shell(&world, &program, &alone));
+        let mut alone = Talker::start(&mut shell(&world, &program, &alone));
         assert!(alone.told().contains("position 1"));
         gate.open();
         assert_eq!(script.line(), "in", "{form}");
-        script.ends_well();
-        alone.ends_well();
+        assert_eq!(script.end().0, 0);
+        assert_eq!(alone.end().0, 0);
     }
 }
 

@@ -4,47 +4,15 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::{Child, ChildStderr, ChildStdout, Stdio};
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
 
+use support::talker::Talker;
 use support::{World, finish, spawn};
 
-/// `baton mutex run NAME` with a shell text, of which the streams are read line by line.
-struct Holder {
-    child: Child,
-    out: BufReader<ChildStdout>,
-    told: BufReader<ChildStderr>,
-}
-
-impl Holder {
-    fn start(world: &World, name: &str, text: &str) -> Self {
-        let mut command = world.baton();
-        command.args(["mutex", "run", name, "--", "sh", "-c", text]);
-        let mut child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
-        let out = BufReader::new(child.stdout.take().unwrap());
-        let told = BufReader::new(child.stderr.take().unwrap());
-        Self { child, out, told }
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.out.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
-    fn told(&mut self) -> String {
-        let mut line = String::new();
-        self.told.read_line(&mut line).unwrap();
-        line
-    }
-
-    /// Exit status, and what it still said.
-    fn end(mut self) -> (i32, String, String) {
-        let (mut out, mut told) = (String::new(), String::new());
-        self.out.read_to_string(&mut out).unwrap();
-        self.told.read_to_string(&mut told).unwrap();
-        (self.child.wait().unwrap().code().unwrap(), out, told)
-    }
+/// `baton mutex run NAME` with a shell text.
+fn run(world: &World, name: &str, text: &str) -> Talker {
+    Talker::start(world.baton().args(["mutex", "run", name, "--", "sh", "-c", text]))
 }
 
 #[test]
@@ -55,8 +23,8 @@ fn of_two_that_would_wait_for_each_other_the_second_is_refused_and_the_cycle_nam
     let text = |gate: &support::Gate, other: &str| {
         format!("echo on; {}; {baton} mutex run {other} -- echo got it", gate.wait())
     };
-    let mut first = Holder::start(&world, "a", &text(&gates[0], "b"));
-    let mut second = Holder::start(&world, "b", &text(&gates[1], "a"));
+    let mut first = run(&world, "a", &text(&gates[0], "b"));
+    let mut second = run(&world, "b", &text(&gates[1], "a"));
     assert_eq!((first.line(), second.line()), ("on".to_owned(), "on".to_owned()));
     gates[0].open();
     assert!(first.told().contains("waiting, position 1: `b`"));
@@ -130,9 +98,9 @@ fn who_waits_is_told_at_once_on_each_change_and_reminded_unless_quiet() {
     let world = World::new();
     let gates = [world.gate(), world.gate()];
     let text = |gate: &support::Gate| format!("echo on; {}", gate.wait());
-    let mut first = Holder::start(&world, "log", &text(&gates[0]));
+    let mut first = run(&world, "log", &text(&gates[0]));
     first.line();
-    let mut second = Holder::start(&world, "log", &text(&gates[1]));
+    let mut second = run(&world, "log", &text(&gates[1]));
     assert!(second.told().contains("position 1"));
     let words = ["mutex", "run", "--remind", "50ms", "log", "--", "true"];
     let mut third = spawn(world.baton().args(words).stderr(Stdio::piped()));
@@ -154,7 +122,7 @@ fn who_waits_is_told_at_once_on_each_change_and_reminded_unless_quiet() {
     assert_eq!((first.end().0, second.end().0), (0, 0));
 
     let gate = world.gate();
-    let mut holder = Holder::start(&world, "log", &text(&gate));
+    let mut holder = run(&world, "log", &text(&gate));
     holder.line();
     let quiet = ["mutex", "run", "-q", "--timeout", "50ms", "log", "--", "true"];
     let (code, _, told) = finish(world.baton().args(quiet));
@@ -201,7 +169,7 @@ fn fifty_writers_lose_and_tear_no_line_of_a_shared_log_file() {
 fn append_tells_its_waits_and_waits_for_no_pipe_s_reader() {
     let world = World::new();
     let gate = world.gate();
-    let mut holder = Holder::start(&world, "log", &format!("echo on; {}", gate.wait()));
+    let mut holder = run(&world, "log", &format!("echo on; {}", gate.wait()));
     holder.line();
     let file = world.path("file").display().to_string();
     let mut append = world.baton();

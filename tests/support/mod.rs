@@ -7,6 +7,8 @@
 
 pub mod line;
 
+pub mod talker;
+
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::num::NonZeroU32;
