@@ -7,6 +7,7 @@
 
 pub mod line;
 
+pub mod run;
 pub mod talker;
 
 use std::fs::{File, OpenOptions};

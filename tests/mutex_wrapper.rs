@@ -1,0 +1,196 @@
+//! Promise: a protected command has streams, signals, terminal and exit status as if nothing were
+//! around it.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails here")]
+#![allow(clippy::print_stdout, reason = "what is left out is said")]
+
+mod support;
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal};
+
+use support::run::{Run, await_end, now, process};
+use support::{DEADLINE, World, finish, signal, spawn};
+
+const SIGNALS: [(Signal, &str); 7] = [
+    (Signal::HUP, "HUP"),
+    (Signal::INT, "INT"),
+    (Signal::QUIT, "QUIT"),
+    (Signal::TERM, "TERM"),
+    (Signal::USR1, "USR1"),
+    (Signal::USR2, "USR2"),
+    (Signal::ALARM, "ALRM"),
+];
+
+#[test]
+fn signals_are_passed_on_and_the_exit_status_is_the_command_s() {
+    let world = World::new();
+    let gate = world.gate();
+    for (sent, name) in SIGNALS {
+        // `wait` minds a signal that comes just before it; `read` would not.
+        let text = format!("trap 'echo got; exit 40' {name}; {} & echo on; wait $!", gate.wait());
+        let mut run = Run::start(&world, "m", &text);
+        assert_eq!(run.line(), "on");
+        signal(&run.child, sent);
+        assert_eq!((run.line().as_str(), run.end()), ("got", 40), "{name}");
+        // Untrapped, it ends the command, and the status says so.
+        let run = Run::holder(&world, "m", &gate);
+        signal(&run.child, sent);
+        assert_eq!(run.end(), 128 + sent.as_raw(), "{name}");
+        assert_eq!(now(&world, "m"), 0);
+    }
+    for (text, expected) in [
+        ("exit 0", 0),
+        ("exit 1", 1),
+        ("exit 75", 75),
+        ("exit 255", 255),
+        ("kill -KILL $$", 137),
+        ("kill -SEGV $$", 139),
+        ("kill -TERM $$", 143),
+    ] {
+        assert_eq!(Run::start(&world, "m", text).end(), expected, "{text}");
+    }
+}
+
+#[test]
+fn the_standard_streams_pass_unchanged() {
+    let world = World::new();
+    let data: Vec<u8> = (0..=255_u8).cycle().take(1 << 20).collect();
+    for (text, to_stdout) in [("cat", true), ("cat >&2", false)] {
+        let mut command = world.baton();
+        command.args(["mutex", "run", "m", "--", "sh", "-c", text]).stdin(Stdio::piped());
+        let mut child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+        let mut stdin = child.stdin.take().unwrap();
+        let output = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                stdin.write_all(&data).unwrap();
+                drop(stdin);
+            });
+            child.wait_with_output().unwrap()
+        });
+        let (full, empty) =
+            if to_stdout { (output.stdout, output.stderr) } else { (output.stderr, output.stdout) };
+        assert!(output.status.success() && full == data && empty.is_empty(), "{text}");
+    }
+}
+
+/// A shell at a terminal of its own, as a person has it.
+struct Terminal {
+    script: Run,
+}
+
+impl Terminal {
+    /// None where there is no script(1).
+    fn open(world: &World) -> Option<Self> {
+        if Command::new("script").arg("--version").output().is_err() {
+            println!("no script(1): there is no terminal to test at");
+            return None;
+        }
+        let mut command = Command::new("script");
+        command
+            .args(["-qec", "env PS1= sh -i", "/dev/null"])
+            .env("BATON_MUTEX_DIR", world.mutexes());
+        // No prompt: it would stand before what is shown.
+        Some(Self { script: Run::of(command.stdin(Stdio::piped())) })
+    }
+
+    fn types(&mut self, text: &str) {
+        self.script.child.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Waits for a line that starts so; what it says behind. What was typed is on the terminal too,
+    /// keys as `^Z`.
+    fn shows(&mut self, start: &str) -> String {
+        loop {
+            let line = self.script.line();
+            if let Some(rest) = line.trim_start_matches("^Z").strip_prefix(start) {
+                return rest.trim().to_owned();
+            }
+        }
+    }
+}
+
+#[test]
+fn at_a_terminal_it_stops_goes_on_and_is_interrupted_like_the_command_alone() {
+    let world = World::new();
+    let Some(mut terminal) = Terminal::open(&world) else {
+        return;
+    };
+    let baton = support::BATON;
+    let text = "test -t 0 && test -t 1 && test -t 2 && echo on $$; read -r line; echo got $line";
+    let typed = format!("{baton} mutex run -q m -- sh -c '{text}'\n");
+    for turn in 0..2 {
+        terminal.types(&typed);
+        let command = terminal.shows("on ");
+        let wrapper = stat(&command, 1);
+        terminal.types("\x1a");
+        // The shell says it when the wrapper has stopped; the command does at the same time.
+        terminal.shows("[1]");
+        let give_up = Instant::now() + DEADLINE;
+        while [&command, &wrapper].map(|pid| stat(pid, 0)) != ["T", "T"] {
+            assert!(Instant::now() < give_up, "turn {turn}: it has not stopped");
+            std::thread::yield_now();
+        }
+        assert_eq!(now(&world, "m"), 75);
+        terminal.types("fg\nhello\n");
+        terminal.shows("got hello");
+        terminal.types("echo status $?\n");
+        assert_eq!(terminal.shows("status "), "0");
+    }
+    for (key, status) in [("\x03", "130"), ("\x1c", "131")] {
+        terminal.types(&typed);
+        let command = process(Pid::from_raw(terminal.shows("on ").parse().unwrap()).unwrap());
+        terminal.types(key);
+        // Until then it may take what is typed.
+        await_end(&command);
+        terminal.types("echo status $?\n");
+        assert_eq!(terminal.shows("status "), status);
+        assert_eq!(now(&world, "m"), 0);
+    }
+    // A script stops there, as it does without the wrapper.
+    let text = "echo on \\$\\$; exec sleep 600";
+    terminal
+        .types(&format!("bash -c '{baton} mutex run -q m -- sh -c \"{text}\"; echo went on'\n"));
+    let command = process(Pid::from_raw(terminal.shows("on ").parse().unwrap()).unwrap());
+    terminal.types("\x03");
+    await_end(&command);
+    terminal.types("echo status $?\n");
+    assert_eq!(terminal.shows("status "), "130");
+    terminal.types("exit\n");
+    assert_eq!(terminal.script.end(), 0);
+}
+
+/// The system tells only the leader of the session that its terminal is gone.
+#[test]
+fn a_lost_terminal_ends_the_command_too() {
+    let world = World::new();
+    if Command::new("script").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no script(1)");
+        return;
+    }
+    let text = format!("exec {} mutex run -q m -- sh -c 'echo on; exec sleep 600'", support::BATON);
+    let mut command = Command::new("script");
+    command.args(["-qec", &text, "/dev/null"]).env("BATON_MUTEX_DIR", world.mutexes());
+    let mut script = spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+    let mut out = BufReader::new(script.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("on") {
+        line.clear();
+        assert_ne!(out.read_line(&mut line).unwrap(), 0);
+    }
+    script.kill().unwrap();
+    script.wait().unwrap();
+    let limit = format!("--timeout={}s", DEADLINE.as_secs());
+    assert_eq!(finish(world.baton().args(["mutex", "run", &limit, "m", "--", "true"])).0, 0);
+}
+
+/// A word of what the kernel says of a process: its state is 0, its parent 1.
+fn stat(pid: &str, word: usize) -> String {
+    let text = std::fs::read_to_string(Path::new("/proc").join(pid).join("stat")).unwrap();
+    let (_, words) = text.rsplit_once(") ").unwrap();
+    words.split(' ').nth(word).unwrap().to_owned()
+}
