@@ -1,7 +1,9 @@
 //! What a named mutex costs beside flock(1) and the bare flock(2), in one run:
 //! `cargo bench --bench mutex`. Compare within a table; absolute times are the machine's.
 //!
-//! 1. A whole uncontended process: `baton mutex run` beside `flock`.
+//! 1. A whole uncontended process: `baton mutex run` beside `flock`. The program that cargo makes for a
+//!    benchmark is a tenth slower to start than the one that users have (libraries of the tests ask for
+//!    more of common ones): copy that of `cargo build --release` away and name the copy in BATON.
 //! 2. A hand-off between two processes of which one really sleeps.
 //! 3. 2, 32 and 128 processes that want it all the time: how many are served although somebody who came
 //!    before still waits, and what a grant costs in CPU.
@@ -20,6 +22,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{FlockOperation, flock};
 use rustix::time::{ClockId, clock_gettime};
 
+/// The program, unless the environment names another.
 const BATON: &str = env!("CARGO_BIN_EXE_baton");
 /// How long a worker holds: asleep, so that its CPU is the lock's.
 const HOLD: Duration = Duration::from_micros(50);
@@ -56,10 +59,11 @@ fn us(ns: i64) -> f64 {
 
 fn whole_process(folder: &Path) {
     let file = folder.join("file").display().to_string();
+    let baton = std::env::var("BATON").unwrap_or_else(|_| BATON.to_owned());
     let commands: [(&str, Vec<&str>); 3] = [
         ("true", vec!["/bin/true"]),
         ("flock f true", vec!["flock", &file, "/bin/true"]),
-        ("baton mutex run n -- true", vec![BATON, "mutex", "run", "n", "--", "/bin/true"]),
+        ("baton mutex run n -- true", vec![&baton, "mutex", "run", "n", "--", "/bin/true"]),
     ];
     let mut times = commands.each_ref().map(|_| Vec::new());
     for _ in 0..STARTS {
