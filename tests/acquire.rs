@@ -239,7 +239,9 @@ fn when_the_script_ends_while_it_waits_nobody_is_left_in_the_line() {
 #[test]
 fn a_command_that_would_wait_for_its_own_script_s_token_is_refused() {
     let world = World::new();
-    let text = format!("{0} mutex acquire log; {0} mutex run log -- true", support::BATON);
+    // The limit ends the test where nothing is refused.
+    let text =
+        format!("{0} mutex acquire log; {0} mutex run --timeout 30s log -- true", support::BATON);
     let mut command = Command::new("sh");
     command.args(["-c", &text]).env("BATON_MUTEX_DIR", world.mutexes());
     let (code, _, told) = finish(&mut command);
@@ -252,7 +254,7 @@ fn two_scripts_that_hold_one_token_each_are_not_left_waiting_for_each_other() {
     let gates = [world.gate(), world.gate()];
     let start = |own: &str, other: &str, gate: &Gate| {
         let text = format!(
-            "{0} mutex acquire {own}; {1}; {0} mutex run {other} -- echo got it",
+            "{0} mutex acquire {own}; {1}; {0} mutex run --timeout 30s {other} -- echo got it",
             support::BATON,
             gate.wait()
         );

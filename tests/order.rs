@@ -6,9 +6,11 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs::File;
 
-use baton::script::Isolation;
-use support::{World, lines};
+use baton::script::{Isolation, OutcomeKind};
+use rustix::fs::{FlockOperation, flock};
+use support::{Stopped, World, lines, soon};
 
 /// The five-project example, by what the scripts themselves saw.
 #[tokio::test]
@@ -170,4 +172,46 @@ async fn long_waits_change_nothing() {
     assert_eq!(queued.len(), 6);
     let isolation = queued[1].client.get(&queued[1].id).await.unwrap().isolation;
     assert_eq!(isolation, Isolation::Shared { at_most: None });
+}
+
+/// The agent lets the next one join when the one before has its place, not when it asks for it: the
+/// guard of the line may be taken by whoever comes first.
+#[tokio::test]
+async fn a_busy_guard_changes_no_order() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let log = world.path("log");
+    // Makes the line.
+    assert_eq!(agent.script("true").outcome().await.kind, OutcomeKind::Exited { code: 0 });
+    let guard = File::open(world.mutexes().join("machine/guard")).unwrap();
+    flock(&guard, FlockOperation::LockExclusive).unwrap();
+    let text = |name: &str| format!("echo {name} >> {}", log.display());
+    let first = agent.script(text("first")).id("first").start().await;
+    let supervisor = agent.folder.join("state/scripts/first/supervisor");
+    let pid = soon("the first to stand at the guard", async {
+        loop {
+            let pid = std::fs::read_to_string(&supervisor).unwrap_or_default().trim().to_owned();
+            let waits = std::fs::read_to_string("/proc/locks").unwrap();
+            let stands = |line: &str| {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                words.contains(&"->") && words.contains(&pid.as_str())
+            };
+            if !pid.is_empty() && waits.lines().any(stands) {
+                break pid;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    let stopped = Stopped::new(pid.await.parse().unwrap());
+    let second = agent.script(text("second")).start().await;
+    flock(&guard, FlockOperation::Unlock).unwrap();
+    // Time for the second to overtake, if it may.
+    for _ in 0..3 {
+        agent.script("true").mutex("other").outcome().await;
+    }
+    assert!(!log.exists(), "overtaken: {:?}", lines(&log));
+    stopped.go_on_to_the_end();
+    first.is_done().await;
+    second.is_done().await;
+    assert_eq!(lines(&log), ["first", "second"]);
 }
