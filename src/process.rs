@@ -19,6 +19,8 @@ pub struct Process {
     pub parent: u32,
     /// Its process group.
     pub group: u32,
+    /// Its session; 0 when the leader of that is in no namespace of ours (a container's first process).
+    pub session: u32,
     /// When it was started, in ticks since the machine was: with the id it names one process only.
     started: u64,
     /// Where its stack begins: a random place, that only a fork leaves as it is. 0: not to be seen.
@@ -36,11 +38,12 @@ impl Process {
         let state = fields.next()?.chars().next()?;
         let parent = fields.next()?.parse().ok()?;
         let group = fields.next()?.parse().ok()?;
-        // Field 22 of proc_pid_stat(5); the group is field 5.
-        let started = fields.nth(16)?.parse().ok()?;
+        let session = fields.next()?.parse().ok()?;
+        // Field 22 of proc_pid_stat(5); the session is field 6.
+        let started = fields.nth(15)?.parse().ok()?;
         // Field 28.
         let stack = fields.nth(5)?.parse().ok()?;
-        Some(Self { pid, parent, group, started, stack, state })
+        Some(Self { pid, parent, group, session, started, stack, state })
     }
 
     /// Whether both are the same process, whatever it does now.

@@ -294,6 +294,24 @@ fn a_substitution_of_any_form_holds_it_for_the_script() {
     }
 }
 
+/// The leader of a session may be outside of a container: its number is no process's then.
+#[test]
+fn in_a_container_whose_session_began_outside_it_is_held_for_the_process_that_calls() {
+    let container = ["--pid", "--fork", "--mount-proc", "--"];
+    if !finish(Command::new("unshare").args(container).arg("true")).2.is_empty() {
+        eprintln!("skipped: no namespace of processes may be made here");
+        return;
+    }
+    let world = World::new();
+    let script = "t=$(\"$BATON\" mutex acquire log) && \"$BATON\" mutex release log \"$t\"";
+    let mut command = Command::new("unshare");
+    // The first process of a container adopts orphans: it is no caller.
+    command.args(container).args(["sh", "-c", "sh -c \"$0\"; exit $?", script]);
+    command.env("BATON", support::BATON).env("BATON_MUTEX_DIR", world.mutexes());
+    let (code, _, told) = finish(&mut command);
+    assert_eq!(code, 0, "{told}");
+}
+
 #[test]
 fn a_killed_keeper_frees_the_mutex_and_its_token_is_worth_nothing() {
     let world = World::new();

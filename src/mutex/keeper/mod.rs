@@ -121,12 +121,12 @@ impl Tied {
             let is_subshell = || above().is_some_and(|above| process.is_copy_of(&above));
             pipe.is_some() && output(&process.pid.to_string()) == pipe && is_subshell()
         };
-        let caller = processes::ancestors().skip(1).find(|process| !is_between(process));
+        let mut processes = processes::ancestors();
+        let own = processes.next().ok_or(AcquireError::NoParent)?;
+        let caller = processes.find(|process| !is_between(process));
         let caller = caller.ok_or(AcquireError::NoParent)?;
         // Who adopts orphans is no caller; in a session that is not ours it is one of those.
-        let session = |pid| rustix::process::getsid(pid).ok();
-        let pid = Pid::from_raw(caller.pid.cast_signed());
-        if caller.pid == 1 || session(pid) != session(None) {
+        if caller.pid == 1 || caller.session != own.session {
             return Err(AcquireError::NoParent);
         }
         Self::process(caller.pid)
