@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::MutexError;
+use crate::process::{self as processes, Process};
 
 /// A process that has an OS lock on a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +18,12 @@ pub struct LockOwner {
     pub command: String,
     /// Whether it has it alone.
     pub exclusive: bool,
+}
+
+impl LockOwner {
+    fn new(pid: u32, exclusive: bool) -> Self {
+        Self { pid, command: command_line(pid), exclusive }
+    }
 }
 
 /// Who has a lock on the file at `path`; nobody has one on a file that is not there.
@@ -34,7 +41,37 @@ pub(super) fn owners(path: &Path) -> Result<Vec<LockOwner>, MutexError> {
             owners.push(owner);
         }
     }
+    if owners.is_empty() && is_in_container() {
+        owners = heirs(path, &found);
+    }
     Ok(owners)
+}
+
+/// Whether this process sees only some of the machine's.
+fn is_in_container() -> bool {
+    /// PROC_PID_INIT_INO of the kernel: the machine's own namespace of processes.
+    const OF_THE_MACHINE: u64 = 0xEFFF_FFFC;
+    std::fs::metadata("/proc/self/ns/pid").is_ok_and(|found| found.ino() != OF_THE_MACHINE)
+}
+
+/// Who has the lock of a file from one that has ended. In a container the kernel's list leaves those
+/// locks out. A tree that stands in the line beside the file has its lock by its ticket: it is none.
+fn heirs(path: &Path, file: &Metadata) -> Vec<LockOwner> {
+    let line = path.with_file_name("line");
+    let has_ticket = |pid: u32| {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let mut opened = open.filter_map(|descriptor| std::fs::read_link(descriptor.path()).ok());
+        opened.any(|opened| opened.parent() == Some(&line))
+    };
+    let having: Vec<(Process, bool)> = processes::all()
+        .filter_map(|process| {
+            let descriptor = *descriptors(process.pid, file).first()?;
+            Some((process.clone(), lock_of(process.pid, descriptor)?))
+        })
+        .collect();
+    let is_first = |process: &Process| !having.iter().any(|(p, _)| p.pid == process.parent);
+    let heirs = having.iter().filter(|(p, _)| is_first(p) && !has_ticket(p.pid));
+    heirs.map(|(p, exclusive)| LockOwner::new(p.pid, *exclusive)).collect()
 }
 
 /// The descriptors of a process by which a lock on the file is held, as far as this user may see them.
@@ -50,12 +87,17 @@ pub(super) fn descriptors(pid: u32, file: &Metadata) -> Vec<RawFd> {
     locking.collect()
 }
 
-/// Whether a lock is held by a descriptor. Its list has lines such as
-/// `lock: 1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF`.
+/// Whether a lock is held by a descriptor.
 pub(super) fn is_locking(pid: u32, descriptor: RawFd) -> bool {
-    let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}"));
-    let has_lock = |line: &str| line.starts_with("lock:") && line.contains(" FLOCK ");
-    info.is_ok_and(|info| info.lines().any(has_lock))
+    lock_of(pid, descriptor).is_some()
+}
+
+/// Whether the lock of a descriptor is exclusive; `None` when it has none. Its list has lines such as
+/// `lock: 1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF`.
+fn lock_of(pid: u32, descriptor: RawFd) -> Option<bool> {
+    let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).ok()?;
+    let has_lock = |line: &&str| line.starts_with("lock:") && line.contains(" FLOCK ");
+    info.lines().find(has_lock).map(|line| line.contains(" WRITE "))
 }
 
 /// How much of the kernel's list is read at once: it walks the list anew for each read, so that small
@@ -91,8 +133,7 @@ fn parse(line: &str, file: &str) -> Option<LockOwner> {
     if *locked != file {
         return None;
     }
-    let pid: u32 = pid.parse().ok()?;
-    Some(LockOwner { pid, command: command_line(pid), exclusive: *access == "WRITE" })
+    Some(LockOwner::new(pid.parse().ok()?, *access == "WRITE"))
 }
 
 /// The command line of a process, cut to length; empty when it has ended.
