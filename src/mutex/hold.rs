@@ -467,6 +467,31 @@ mod tests {
     }
 
     #[test]
+    fn rule_3_who_ends_while_it_waits_lets_nobody_pass_whatever_else_it_holds() {
+        let root = tempfile::tempdir().unwrap();
+        let exclusive = [claim("m", Mode::Exclusive)];
+        let mut holder = join(root.path(), &exclusive);
+        let mut next = join(root.path(), &exclusive);
+        let mut both =
+            join(root.path(), &[claim("a", Mode::Exclusive), claim("m", Mode::Exclusive)]);
+        let mut waiter = join(root.path(), &exclusive);
+        assert!(is_held(&mut holder) && !is_held(&mut next));
+        assert!(!is_held(&mut both) && !is_held(&mut waiter));
+        assert!(both.who.holds_since.is_some());
+        for place in both.places() {
+            place.describe(&both.who).unwrap();
+        }
+        drop(both);
+        wake(&waiter);
+        assert!(!is_held(&mut waiter));
+        holder.release().unwrap();
+        assert!(!is_held(&mut waiter) && is_held(&mut next));
+        next.release().unwrap();
+        wake(&waiter);
+        assert!(is_held(&mut waiter));
+    }
+
+    #[test]
     fn rule_5_the_plain_os_lock_excludes_both_ways() {
         let root = tempfile::tempdir().unwrap();
         let exclusive = [claim("m", Mode::Exclusive)];

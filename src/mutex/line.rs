@@ -22,7 +22,8 @@ use super::os::{self, Guard};
 use super::{Mode, MutexError, MutexName};
 use crate::script::Labels;
 
-/// Who holds or wants a mutex: the one line of JSON in a ticket. For people, never for decisions.
+/// Who holds or wants a mutex: the one line of JSON in a ticket. For people; only what became of a
+/// ticket that is dead is decided by it: whether it held (`holds_since`).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Claimant {
     /// The process that keeps the ticket.
@@ -121,9 +122,13 @@ pub(super) struct Other {
 impl Other {
     /// What its owner wrote; a default when it can't be read.
     pub(super) fn claimant(&self) -> Claimant {
-        let mut text = vec![0_u8; MAX_CLAIMANT_BYTES];
+        let mut text = vec![0_u8; CLAIMANT_BYTES];
         let mut read = || {
-            let length = self.file.read_at(&mut text, 0).unwrap_or(0);
+            let mut length = self.file.read_at(&mut text, 0).unwrap_or(0);
+            if length == CLAIMANT_BYTES {
+                text.resize(MAX_CLAIMANT_BYTES, 0);
+                length = self.file.read_at(&mut text, 0).unwrap_or(0);
+            }
             serde_json::from_slice(text[..length].trim_ascii()).ok()
         };
         // Its owner may be writing just now.
@@ -139,6 +144,8 @@ const COUNTER_BYTES: usize = 32;
 const MAX_TRIES: u32 = 100;
 /// How often a ticket is read that makes no sense yet.
 const CLAIMANT_READS: u32 = 3;
+/// Most tickets have less.
+const CLAIMANT_BYTES: usize = 1024;
 /// The longest line of JSON that is read back from a ticket.
 const MAX_CLAIMANT_BYTES: usize = 32 * 1024;
 

@@ -20,6 +20,8 @@ pub(super) struct Place {
     folder: Folder,
     ticket: Ticket,
     stage: Stage,
+    /// The one ticket that it sleeps on, when there is nobody in between.
+    before: Option<Other>,
     /// The numbers of the tickets that a sleeper already sleeps on.
     slept_on: Vec<u64>,
     /// Whether a sleeper sleeps on the open OS lock.
@@ -40,7 +42,8 @@ impl Place {
     /// The place of a new ticket.
     pub(super) fn new(name: MutexName, folder: Folder, ticket: Ticket) -> Self {
         let stage = Stage::InLine(None);
-        Self { name, folder, ticket, stage, slept_on: Vec::new(), lock_is_slept_on: false }
+        let (slept_on, lock_is_slept_on) = (Vec::new(), false);
+        Self { name, folder, ticket, stage, before: None, slept_on, lock_is_slept_on }
     }
 
     /// The number of its ticket.
@@ -101,8 +104,21 @@ impl Place {
             && policy::excludes(last.mode, self.ticket.entry.mode)
             && let Some(other) = self.folder.living(last)?
         {
-            self.sleep_on(other, waker)?;
+            self.sleep_on(&other, waker)?;
+            self.before = Some(other);
             return Ok(true);
+        }
+        if let Some(before) = self.before.take() {
+            self.stage = Stage::InLine(None);
+            if self.folder.living(before.entry)?.is_some() {
+                self.before = Some(before);
+                return Ok(true);
+            }
+            // Who held alone had nobody before it (rule 3): the line need not be read.
+            if before.entry.mode.is_exclusive() && before.claimant().holds_since.is_some() {
+                self.stage = Stage::InLine(Some(Vec::new()));
+                return Ok(false);
+            }
         }
         let Entry { number, mode } = self.ticket.entry;
         let ahead = self.folder.before(number)?;
@@ -123,19 +139,22 @@ impl Place {
         }
         for (place, other) in living {
             if blockers.contains(&place) {
-                self.sleep_on(other, waker)?;
+                self.sleep_on(&other, waker)?;
+                // The last one that lives: those in between, if any, were dead.
+                self.before = mode.is_exclusive().then_some(other);
             }
         }
         self.stage = Stage::InLine(Some(ahead));
         Ok(is_blocked)
     }
 
-    fn sleep_on(&mut self, other: Other, waker: &Waker) -> Result<(), MutexError> {
+    fn sleep_on(&mut self, other: &Other, waker: &Waker) -> Result<(), MutexError> {
         if self.slept_on.contains(&other.entry.number) {
             return Ok(());
         }
         self.slept_on.push(other.entry.number);
-        waker.ring_when_locked(other.file, false)
+        let same_open_file = other.file.try_clone().map_err(MutexError::Wake)?;
+        waker.ring_when_locked(same_open_file, false)
     }
 
     /// Rules 5 and 8. Says whether it got the lock just now.
@@ -202,7 +221,9 @@ impl Place {
 
     /// Says anew in the ticket who it is.
     pub(super) fn describe(&self, who: &Claimant) -> Result<(), MutexError> {
-        self.ticket.describe(who)
+        // A claim for several mutexes may hold others already: those behind would take this one for held.
+        let holds_since = who.holds_since.filter(|_| matches!(self.stage, Stage::Held(_)));
+        self.ticket.describe(&Claimant { holds_since, ..who.clone() })
     }
 
     /// Names those who live in a line from a place on, at most [`MAX_NAMED`]; takes out the dead that it
