@@ -3,12 +3,23 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 
+use serde::{Deserialize, Serialize};
+
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal};
 
 use crate::text::shorten;
 
 /// How much of a command line is kept.
 pub const COMMAND_CHARS: usize = 256;
+
+/// Names one process of this run of the machine, whoever has its number later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// Its number.
+    pub pid: u32,
+    /// When it was started, in ticks since the machine was.
+    started: u64,
+}
 
 /// A process, as it was when it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +55,21 @@ impl Process {
         // Field 28.
         let stack = fields.nth(5)?.parse().ok()?;
         Some(Self { pid, parent, group, session, started, stack, state })
+    }
+
+    /// What names it for good.
+    pub fn id(&self) -> ProcessId {
+        ProcessId { pid: self.pid, started: self.started }
+    }
+
+    /// A variable of the environment that it was started with; `None` also when this user may not
+    /// read it.
+    pub fn variable(&self, name: &str) -> Option<String> {
+        let environment = std::fs::read(format!("/proc/{}/environ", self.pid)).ok()?;
+        let value = environment
+            .split(|byte| *byte == 0)
+            .find_map(|variable| variable.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
+        String::from_utf8(value.to_owned()).ok()
     }
 
     /// Whether both are the same process, whatever it does now.

@@ -80,6 +80,54 @@ fn a_killed_wrapper_s_mutex_is_held_until_the_last_process_of_its_command_has_en
     }
 }
 
+/// A command line that goes on as `sh -c` of this text without any descriptor or, then, variable.
+fn without(what: &str, text: &str) -> String {
+    let environment = if what == "variables" { "{}" } else { "os.environ" };
+    let program = format!(
+        "import os, sys; os.closerange(3, 4096); \
+         os.execve(\"/bin/sh\", [\"sh\", \"-c\", sys.argv[1]], {environment})"
+    );
+    format!("python3 -c '{program}' '{text}'")
+}
+
+/// Rule 6.
+#[test]
+fn who_closed_all_descriptors_keeps_a_killed_wrapper_s_mutex_all_the_same() {
+    let world = World::new();
+    let gate = world.gate();
+    let deep = without("descriptors", &format!("echo deep $$; {}", gate.wait()));
+    let mut holder = Run::start(&world, "-q m", &format!("{deep} & echo on $$; wait"));
+    // Left by its parent: found by its environment.
+    let mut said = [holder.line(), holder.line()];
+    said.sort();
+    let [_, command] = said.map(|line| named_process(&line));
+    let waiter = Run::waiter(&world, "m", "waiter");
+    holder.kill();
+    rustix::process::pidfd_send_signal(&command, Signal::KILL).unwrap();
+    await_end(&command);
+    assert_eq!((now(&world, "m"), tickets(&world, "m")), (75, 2));
+    gate.open();
+    assert_eq!(waiter.end(), 0);
+    assert_eq!((now(&world, "m"), tickets(&world, "m")), (0, 0));
+}
+
+/// Rule 6.
+#[test]
+fn a_command_that_cleared_its_environment_too_keeps_it_as_long_as_it_lives() {
+    let world = World::new();
+    let gate = world.gate();
+    let text = format!("exec {}", without("variables", &format!("echo on $$; {}", gate.wait())));
+    let mut holder = Run::start(&world, "-q m", &text);
+    let command = named_process(&holder.line());
+    let waiter = Run::waiter(&world, "m", "waiter");
+    holder.kill();
+    assert_eq!((now(&world, "m"), tickets(&world, "m")), (75, 2));
+    gate.open();
+    await_end(&command);
+    assert_eq!(waiter.end(), 0);
+    assert_eq!((now(&world, "m"), tickets(&world, "m")), (0, 0));
+}
+
 /// Rule 6.
 #[test]
 fn redirections_of_the_command_do_not_give_its_place_away() {

@@ -284,6 +284,7 @@ impl Living {
             claim: String::new(),
             within: Vec::new(),
             kept_for: None,
+            leader: None,
             warn_after_ms: None,
             waits_since: self.queued_at,
             holds_since: self.started_at,

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::line::{Claimant, Entry, Folder};
 use super::locks::LockOwner;
 use super::status::{self, Standing};
-use super::{MutexError, MutexName, locks, os};
+use super::{MutexError, MutexName, locks, os, survivors};
 use crate::process::{self, Process};
 
 /// How long the tree has after it was asked, unless the operator says otherwise: longer than a script of
@@ -202,6 +202,7 @@ pub fn last_break(root: &Path, name: &MutexName) -> Option<Break> {
 
 /// The processes of a hold.
 struct Tree {
+    holder: Claimant,
     /// The ticket's file.
     ticket: Metadata,
     /// The process that the ticket names, as long as it keeps it.
@@ -218,17 +219,18 @@ impl Tree {
         let own = Process::read(who.pid).filter(|process| keeps(process, &ticket));
         // A keeper has no tree: what it keeps the mutex for has.
         let kept_for = own.as_ref().and(who.kept_for).and_then(Process::read);
-        let mut tree = Self { ticket, own, kept_for, found: Vec::new() };
+        let mut tree = Self { holder: who.clone(), ticket, own, kept_for, found: Vec::new() };
         tree.grow();
         tree
     }
 
-    /// Finds those that keep the ticket, and those below them.
+    /// Finds those that keep the ticket, those that live on without it, and those below them.
     fn grow(&mut self) {
         let me = std::process::id();
         let keepers: Vec<Process> = process::all().filter(|p| keeps(p, &self.ticket)).collect();
         let kept_for = self.kept_for.iter().filter(|process| process.watch().is_some());
-        let above: Vec<Process> = kept_for.cloned().chain(keepers).collect();
+        let survivors = survivors::of(&self.holder).into_iter().map(|(process, _)| process);
+        let above: Vec<Process> = kept_for.cloned().chain(keepers).chain(survivors).collect();
         let below = above.iter().flat_map(|process| process::below(process.pid));
         // Those above first: a script must not go on with its next line when the one before is ended.
         let all: Vec<Process> = above.iter().cloned().chain(below).collect();

@@ -18,6 +18,7 @@ use super::line::{Claimant, Folder, Party};
 use super::os::{self, Guard, Waker};
 use super::place::Place;
 use super::{Claim, Mode, MutexError, MutexName, locks, status};
+use crate::process::Process;
 
 /// How many holders, and how many waiters ahead, are named; the others are counted.
 pub const MAX_NAMED: usize = 16;
@@ -309,6 +310,21 @@ impl Hold {
             }
         }
         Ok(())
+    }
+
+    /// Names this claim, in its tickets and in the environment of what it protects.
+    pub(super) fn claim(&self) -> &str {
+        &self.who.claim
+    }
+
+    /// Leaves in the tickets which process is the first of the command that is protected, for when this
+    /// one is killed (rule 6).
+    pub fn protects(&mut self, leader: u32) {
+        self.who.leader = Process::read(leader).map(|process| process.id());
+        for place in self.places() {
+            // A full disk: the environment tells, too.
+            place.describe(&self.who).unwrap_or_default();
+        }
     }
 
     /// Gives all places back. Those who inherited descriptors hold nothing any more.

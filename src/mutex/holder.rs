@@ -20,6 +20,7 @@ use signal_hook::iterator::exfiltrator::origin::WithOrigin;
 use signal_hook::low_level::siginfo::{Cause, Origin};
 
 use super::deadlock::{self, HELD_VARIABLE};
+use super::survivors::CLAIMS_VARIABLE;
 use super::{Advance, Blocked, Claim, Claimant, Hold, MutexError, os};
 
 /// How long to wait for the mutexes.
@@ -115,7 +116,7 @@ pub fn run(
 /// # Errors
 /// When a system call fails; and what `before_release` says.
 pub(super) fn run_held(
-    hold: Hold,
+    mut hold: Hold,
     wish: &Wish,
     command: &mut Command,
     mut tell: impl FnMut(Notice<'_>),
@@ -127,7 +128,10 @@ pub(super) fn run_held(
     let mut signals = Signals::register()?;
     #[expect(clippy::disallowed_methods, reason = "this is the home of protected commands")]
     let ran = match command.spawn() {
-        Ok(child) => Ran::Ended(follow(child, &mut signals, wish.warn_after, &mut tell)?),
+        Ok(child) => {
+            hold.protects(child.id());
+            Ran::Ended(follow(child, &mut signals, wish.warn_after, &mut tell)?)
+        }
         Err(error) => Ran::NotStarted(error),
     };
     let noted = before_release(&ran);
@@ -225,13 +229,16 @@ pub const FENCE_VARIABLE: &str = "BATON_MUTEX_FENCE";
 /// What a protected command is told about its mutexes: their fencing numbers, and under which tickets
 /// it runs.
 pub fn variables(hold: &Hold, claims: &[Claim]) -> Vec<(String, String)> {
+    let outer = std::env::var(CLAIMS_VARIABLE).unwrap_or_default();
+    let claims_of_tree = [outer.as_str(), hold.claim()].join(" ").trim().to_owned();
     let fence = |claim: &Claim| hold.fence(&claim.name).map(|number| number.to_string());
     let first = claims.first().and_then(fence).map(|number| (FENCE_VARIABLE.to_owned(), number));
     let each = claims.iter().filter_map(|claim| {
         Some((format!("{FENCE_VARIABLE}_{}", claim.name.as_variable()), fence(claim)?))
     });
     let tickets = (HELD_VARIABLE.to_owned(), deadlock::to_variable(&hold.held()));
-    first.into_iter().chain(each).chain([tickets]).collect()
+    let tree = (CLAIMS_VARIABLE.to_owned(), claims_of_tree);
+    first.into_iter().chain(each).chain([tickets, tree]).collect()
 }
 
 /// The signals that concern a protected command.

@@ -19,11 +19,14 @@ use serde::{Deserialize, Serialize};
 
 use super::deadlock::Held;
 use super::os::{self, Guard};
+use super::survivors::{self, Living};
 use super::{Mode, MutexError, MutexName};
+use crate::process::ProcessId;
 use crate::script::Labels;
 
 /// Who holds or wants a mutex: the one line of JSON in a ticket. For people; only what became of a
-/// ticket that is dead is decided by it: whether it held (`holds_since`).
+/// ticket that is dead is decided by it: whether it held (`holds_since`), and what lives on of its command
+/// (`claim`, `leader`).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Claimant {
     /// The process that keeps the ticket.
@@ -50,6 +53,9 @@ pub struct Claimant {
     /// The process for which it was acquired by a token, to be released by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_for: Option<u32>,
+    /// The first process of the command that it protects, once that is started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<ProcessId>,
     /// After how many milliseconds its hold is reported as too long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warn_after_ms: Option<u64>,
@@ -117,6 +123,8 @@ pub(super) struct Other {
     pub(super) entry: Entry,
     /// Open, for its JSON and to sleep in its lock.
     pub(super) file: File,
+    /// Who keeps it without the lock, which whoever had it left behind.
+    pub(super) survivors: Vec<Living>,
 }
 
 impl Other {
@@ -265,7 +273,8 @@ impl Folder {
         Ok(living)
     }
 
-    /// A ticket if it lives. Whoever has no place in the line removes nothing: a ticket may just be
+    /// A ticket if it lives: somebody has its lock, or it held and something of its command lives on
+    /// (rule 6). Whoever has no place in the line removes nothing: a ticket may just be
     /// made.
     pub(super) fn look(&self, entry: Entry) -> Result<Option<Other>, MutexError> {
         let path = self.ticket_path(entry);
@@ -274,8 +283,20 @@ impl Folder {
             return Ok(None);
         };
         let failed = |source| MutexError::File { path: path.clone(), source };
-        let is_dead = os::try_lock_shared(&file).map_err(failed)?;
-        Ok((!is_dead).then_some(Other { entry, file }))
+        let is_locked = !os::try_lock_shared(&file).map_err(failed)?;
+        let mut other = Other { entry, file, survivors: Vec::new() };
+        if is_locked {
+            return Ok(Some(other));
+        }
+        // Given back: it was removed first, while this one was looking.
+        if !os::is_at(&other.file, &path).map_err(failed)? {
+            return Ok(None);
+        }
+        let who = other.claimant();
+        if who.holds_since.is_some() {
+            other.survivors = survivors::of(&who);
+        }
+        Ok((!other.survivors.is_empty()).then_some(other))
     }
 
     /// The last ticket that was given out, if it is known, and the next: its number is one more than

@@ -24,8 +24,8 @@
 //! 5. An exclusive holder also holds `os.lock`, a shared one holds it shared: tools that know only
 //!    the OS mutex exclude and are excluded.
 //! 6. The descriptors of ticket and `os.lock` are inherited by the protected command's tree. If the
-//!    wrapper is killed, its place lives until all of the tree is gone that keeps them; at a normal
-//!    end they are unlocked, so a straggler holds nothing.
+//!    wrapper is killed, its place lives until the last of the tree is gone, also of those that closed
+//!    them ([`survivors`]); at a normal end they are unlocked, so a straggler holds nothing.
 //! 7. Several names are joined at once, all guards held in the order of the names: two claims that
 //!    share names meet them in the same order and can't wait for each other.
 //! 8. Nothing in a mutex folder is removed but dead tickets; after taking `os.lock` or `guard` its
@@ -49,6 +49,7 @@ pub mod os;
 mod place;
 pub mod policy;
 pub mod status;
+pub mod survivors;
 pub mod watch;
 
 use std::path::PathBuf;

@@ -292,6 +292,17 @@ impl Waker {
             bell.ring();
         })
     }
+
+    /// Starts a thread that rings it when the descriptor becomes readable.
+    pub(super) fn ring_when_readable(&self, descriptor: OwnedFd) -> Result<(), MutexError> {
+        let bell = self.bell()?;
+        sleeper(move || {
+            while sleep([descriptor.as_fd()].into_iter(), None).is_err() {
+                std::thread::sleep(TRY_AGAIN);
+            }
+            bell.ring();
+        })
+    }
 }
 
 /// Rings a [`Waker`].

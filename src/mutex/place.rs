@@ -9,6 +9,7 @@ use super::hold::{Blocked, MAX_NAMED};
 use super::line::{Claimant, Entry, Folder, Other, Party, Ticket};
 use super::os::{self, Waker};
 use super::{Mode, MutexError, MutexName, locks, policy};
+use crate::process::ProcessId;
 
 /// How many of the oldest tickets a claim that is not exclusive looks at beyond what it must.
 const MAX_SWEPT: usize = 2;
@@ -24,6 +25,8 @@ pub(super) struct Place {
     before: Option<Other>,
     /// The numbers of the tickets that a sleeper already sleeps on.
     slept_on: Vec<u64>,
+    /// The process that a sleeper sleeps on.
+    survivor: Option<ProcessId>,
     /// Whether a sleeper sleeps on the open OS lock.
     lock_is_slept_on: bool,
 }
@@ -42,8 +45,8 @@ impl Place {
     /// The place of a new ticket.
     pub(super) fn new(name: MutexName, folder: Folder, ticket: Ticket) -> Self {
         let stage = Stage::InLine(None);
-        let (slept_on, lock_is_slept_on) = (Vec::new(), false);
-        Self { name, folder, ticket, stage, before: None, slept_on, lock_is_slept_on }
+        let (before, slept_on, survivor, lock_is_slept_on) = (None, Vec::new(), None, false);
+        Self { name, folder, ticket, stage, before, slept_on, survivor, lock_is_slept_on }
     }
 
     /// The number of its ticket.
@@ -110,8 +113,9 @@ impl Place {
         }
         if let Some(before) = self.before.take() {
             self.stage = Stage::InLine(None);
-            if self.folder.living(before.entry)?.is_some() {
-                self.before = Some(before);
+            if let Some(other) = self.folder.living(before.entry)? {
+                self.sleep_on(&other, waker)?;
+                self.before = Some(other);
                 return Ok(true);
             }
             // Who held alone had nobody before it (rule 3): the line need not be read.
@@ -149,6 +153,14 @@ impl Place {
     }
 
     fn sleep_on(&mut self, other: &Other, waker: &Waker) -> Result<(), MutexError> {
+        if let Some((process, descriptor)) = other.survivors.first() {
+            // One at a time: all must end.
+            if self.survivor != Some(process.id()) {
+                self.survivor = Some(process.id());
+                waker.ring_when_readable(descriptor.try_clone().map_err(MutexError::Wake)?)?;
+            }
+            return Ok(());
+        }
         if self.slept_on.contains(&other.entry.number) {
             return Ok(());
         }

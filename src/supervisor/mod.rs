@@ -161,7 +161,7 @@ struct Supervision {
 impl Supervision {
     /// All stages.
     fn carry_out(mut self) -> Result<(), SuperviseError> {
-        let hold = match self.wait() {
+        let mut hold = match self.wait() {
             Ok(wait::Waited::Held(hold)) => hold,
             Ok(wait::Waited::Over(kind)) => return self.record(kind.into(), None),
             Err(error) => {
@@ -170,7 +170,7 @@ impl Supervision {
                 return self.record(kind.into(), None);
             }
         };
-        let (outcome, started_at) = self.run(&hold);
+        let (outcome, started_at) = self.run(&mut hold);
         let recorded = self.record(outcome, started_at);
         // Rule 2.
         hold.release()?;

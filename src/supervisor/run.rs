@@ -23,7 +23,7 @@ const LAST_READS: usize = 8;
 
 impl Supervision {
     /// Runs the script and ends its tree. Says how it ended, and when it started if it did.
-    pub(super) fn run(&mut self, hold: &Hold) -> (Outcome, Option<Timestamp>) {
+    pub(super) fn run(&mut self, hold: &mut Hold) -> (Outcome, Option<Timestamp>) {
         match self.start(hold) {
             Ok((mut tree, pipes)) => {
                 let started_at = Timestamp::now();
@@ -33,7 +33,7 @@ impl Supervision {
         }
     }
 
-    fn start(&mut self, hold: &Hold) -> Result<(Tree, Pipes), StartError> {
+    fn start(&mut self, hold: &mut Hold) -> Result<(Tree, Pipes), StartError> {
         let failed = |error: &dyn std::error::Error| StartError::Agent(chain(error));
         hold.make_inheritable().map_err(|e| failed(&e))?;
         self.report(&Report::Starting).map_err(|e| failed(&e))?;
@@ -41,7 +41,9 @@ impl Supervision {
         self.journal.sync().map_err(|e| failed(&e))?;
         self.workspace.sync().map_err(|e| failed(&e))?;
         let mutexes = holder::variables(hold, &self.job.claims);
-        Tree::start(&self.job, mutexes)
+        let (tree, pipes) = Tree::start(&self.job, mutexes)?;
+        hold.protects(tree.leader());
+        Ok((tree, pipes))
     }
 
     fn follow(&mut self, tree: &mut Tree, pipes: Pipes) -> Outcome {

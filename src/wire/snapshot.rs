@@ -136,6 +136,7 @@ impl From<v1::Claimant> for Party {
             claim: String::new(),
             within: Vec::new(),
             kept_for: None,
+            leader: None,
             warn_after_ms: None,
             waits_since: since.unwrap_or(Timestamp::UNIX_EPOCH),
             holds_since: since,
