@@ -1,7 +1,8 @@
 //! Other processes, by `/proc`: who is below whom, a signal to exactly one.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd, RawFd};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -135,6 +136,20 @@ pub fn all() -> impl Iterator<Item = Process> {
     entries.filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?))
 }
 
+/// The living processes that `is_root` names, and all below them; those above first.
+pub fn trees(is_root: impl Fn(&Process) -> bool) -> Vec<Process> {
+    let mut found: Vec<Process> = all().filter(is_root).collect();
+    for root in found.clone() {
+        for process in below(root.pid) {
+            if !found.iter().any(|known| known.is_same(&process)) {
+                found.push(process);
+            }
+        }
+    }
+    found.retain(|process| !process.is_zombie());
+    found
+}
+
 /// All processes below the one with this id, in no order.
 pub fn below(pid: u32) -> Vec<Process> {
     let mut children: BTreeMap<u32, Vec<Process>> = BTreeMap::new();
@@ -150,6 +165,23 @@ pub fn below(pid: u32) -> Vec<Process> {
         }
     }
     found
+}
+
+/// Closes what the caller had open beyond the standard streams, at the start of a process that outlives
+/// it: a lock or the end of a pipe there would be held as long as this process lives.
+pub fn close_inherited() {
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let open: Vec<RawFd> =
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    // The listing's own descriptor is closed already.
+    let is_open = |fd: &RawFd| Path::new(&format!("/proc/self/fd/{fd}")).is_symlink();
+    for descriptor in open.into_iter().filter(|fd| *fd > 2 && is_open(fd)) {
+        // SAFETY: it is open, and at the start of a process nothing in it owns a descriptor.
+        #[expect(unsafe_code, reason = "descriptors that were inherited have no owner")]
+        unsafe {
+            rustix::io::close(descriptor);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -269,6 +269,21 @@ fn a_script_finds_its_variables_and_nothing_of_the_caller_s() {
     assert!(out.lines().last().unwrap().ends_with("/bin/baton"), "{out}");
 }
 
+/// A lock there would be held as long as the script runs.
+#[test]
+fn a_script_has_none_of_the_caller_s_open_files() {
+    let world = World::new();
+    let run = "exec 7> \"$0\"; exec \"$BATON\" run -c 'ls /proc/$$/fd'";
+    let mut command = world.baton_at("a");
+    let variables: Vec<_> =
+        command.get_envs().map(|(k, v)| (k.to_owned(), v.unwrap().to_owned())).collect();
+    command = std::process::Command::new("sh");
+    command.args(["-c", run]).arg(world.path("f")).envs(variables).env("BATON", support::BATON);
+    let (code, out, error) = finish(&mut command);
+    assert_eq!(code, 0, "{error}");
+    assert!(!out.lines().any(|descriptor| descriptor == "7"), "{out}");
+}
+
 #[test]
 fn scripts_side_by_side_protect_what_they_share_with_a_named_mutex() {
     let world = World::new();

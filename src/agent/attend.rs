@@ -10,10 +10,12 @@ use super::supervisor::Supervisor;
 use super::{Agent, AgentError};
 use crate::filewatch::FileWatch;
 use crate::journal::EventScanner;
-use crate::script::{Event, OutcomeKind, Phase, ScriptId, StartProblem};
+use crate::process::ProcessId;
+use crate::script::{Event, Outcome, OutcomeKind, Phase, ScriptId, StartProblem};
 use crate::spec::Spec;
 use crate::store::ScriptUpdate;
 use crate::supervisor::job::{Ending, Report};
+use crate::workspace::WorkspaceError;
 
 /// How often a supervisor may die before it starts the script.
 const MAX_FALSE_STARTS: u32 = 3;
@@ -27,7 +29,12 @@ struct Seen {
     scanner: EventScanner,
     /// Whether the script may have run.
     starting: bool,
+    /// Its first process.
+    leader: Option<ProcessId>,
 }
+
+/// The first process, as far as it is known, of a script that may have run; else `None`.
+pub(super) type Ran = Option<Option<ProcessId>>;
 
 /// Waits for a change; for ever when nothing is watched.
 async fn changed(watch: Option<&mut FileWatch>) {
@@ -45,13 +52,25 @@ enum Noticed {
 impl Agent {
     /// Follows a launched script until its supervisor has ended.
     pub(super) async fn attend(self, spec: Arc<Spec>, supervisor: Supervisor) {
+        let seen = self.follow_supervisor(&spec.script_id, supervisor).await;
+        let seen = seen.map(|seen| seen.starting.then_some(seen.leader));
+        self.wind_up(&spec, seen).await;
+    }
+
+    /// Records the end of a script whose supervisor has ended. `ran` has the first process of one that may
+    /// have run.
+    pub(super) async fn wind_up(&self, spec: &Spec, ran: Result<Ran, AgentError>) {
         let id = &spec.script_id;
-        let outcome = self.follow_supervisor(id, supervisor).await;
+        let lost = match ran {
+            Ok(Some(leader)) => self.lost(spec, leader).await,
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
         self.inner.supervisors.ended(id);
         // Its mutexes are free, whatever the store says to its end.
         self.table().queue.joined(id);
-        let recorded = match outcome {
-            Ok(starting) => self.conclude(id, starting.then(super::recover::lost_reason)).await,
+        let recorded = match lost {
+            Ok(lost) => self.conclude(id, lost).await,
             Err(error) => Err(error),
         };
         if let Err(error) = recorded {
@@ -59,12 +78,41 @@ impl Agent {
         }
     }
 
-    /// Returns when the supervisor has ended; says whether the script may have run.
+    /// How a script ended that was started and has no supervisor, unless its outcome is on record. Ends
+    /// what is left of it.
+    async fn lost(
+        &self,
+        spec: &Spec,
+        leader: Option<ProcessId>,
+    ) -> Result<Option<Outcome>, AgentError> {
+        let id = &spec.script_id;
+        let reason = match self.ending(id).await {
+            Ok(Some(_)) => return Ok(None),
+            Ok(None) => super::recover::lost_reason(),
+            Err(error @ AgentError::Workspace(WorkspaceError::Damaged { .. })) => {
+                crate::text::chain(&error)
+            }
+            Err(error) => return Err(error),
+        };
+        self.table().apply(id, Event::Stop)?;
+        self.queue_changed();
+        let grace = spec.grace.unwrap_or(self.inner.settings.grace);
+        let stragglers = self.end_orphans(id, leader, grace).await?;
+        Ok(Some(Outcome { stragglers, ..Outcome::from(OutcomeKind::Lost { reason }) }))
+    }
+
+    /// What the supervisor put on record.
+    async fn ending(&self, id: &ScriptId) -> Result<Option<Ending>, AgentError> {
+        let workspace = self.workspace(id);
+        Ok(super::blocking(move || workspace.read_json(&workspace.outcome())).await??)
+    }
+
+    /// Returns when the supervisor has ended.
     async fn follow_supervisor(
         &self,
         id: &ScriptId,
         mut supervisor: Supervisor,
-    ) -> Result<bool, AgentError> {
+    ) -> Result<Seen, AgentError> {
         let journal = self.workspace(id).journal();
         let mut watch: Option<FileWatch> = match self.inner.watcher.watch(&journal) {
             Ok(watch) => Some(watch),
@@ -74,7 +122,8 @@ impl Agent {
                 None
             }
         };
-        let mut seen = Seen { scanner: EventScanner::open(&journal), starting: false };
+        let mut seen =
+            Seen { scanner: EventScanner::open(&journal), starting: false, leader: None };
         loop {
             seen = self.read_reports(id, seen).await?;
             let noticed = tokio::select! {
@@ -86,7 +135,7 @@ impl Agent {
                 Noticed::End => break,
             }
         }
-        Ok(self.read_reports(id, seen).await?.starting)
+        self.read_reports(id, seen).await
     }
 
     /// Reads what is new in the journal.
@@ -141,7 +190,8 @@ impl Agent {
                 }
             }
             Report::Starting => seen.starting = true,
-            Report::Started { .. } => {
+            Report::Started { leader } => {
+                seen.leader = leader;
                 self.ends_are_told(id).await;
                 {
                     let mut table = self.table();
@@ -181,16 +231,17 @@ impl Agent {
         }
     }
 
-    /// Records the end of a script whose supervisor has ended. `lost` says why its outcome isn't
-    /// known if it may have run and there is none.
+    /// Records the end of a script whose supervisor has ended. `lost` is how it ended if it may
+    /// have run and there is no outcome.
     pub(super) async fn conclude(
         &self,
         id: &ScriptId,
-        lost: Option<String>,
+        lost: Option<Outcome>,
     ) -> Result<(), AgentError> {
-        let workspace = self.workspace(id);
-        let ending: Option<Ending> =
-            super::blocking(move || workspace.read_json(&workspace.outcome())).await??;
+        let ending = match self.ending(id).await {
+            Err(AgentError::Workspace(WorkspaceError::Damaged { .. })) if lost.is_some() => None,
+            other => other?,
+        };
         if let Some(Ending { outcome, started_at, ended_at }) = ending {
             // It is on disk already: nobody waits for the store to hear of it.
             {
@@ -205,12 +256,12 @@ impl Agent {
             self.queue_changed();
             return self.finish(id, outcome, started_at, ended_at).await;
         }
-        let kind = match lost {
-            Some(reason) => Some(OutcomeKind::Lost { reason }),
-            None => self.requeue(id, "its supervisor ended before the start")?,
+        let outcome = match lost {
+            Some(lost) => Some(lost),
+            None => self.requeue(id, "its supervisor ended before the start")?.map(Outcome::from),
         };
-        match kind {
-            Some(kind) => self.finish(id, kind.into(), None, Timestamp::now()).await,
+        match outcome {
+            Some(outcome) => self.finish(id, outcome, None, Timestamp::now()).await,
             None => Ok(()),
         }
     }

@@ -16,6 +16,7 @@ mod end;
 mod follow;
 mod launch;
 mod lock;
+mod orphans;
 pub mod queue;
 mod recover;
 mod scripts;

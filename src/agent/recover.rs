@@ -4,7 +4,7 @@
 //! ```text
 //! supervisor lives ──────────────────────────► follow it
 //! outcome.json ──────────────────────────────► done
-//! journal or store say that it was started ──► lost: nobody saw the end
+//! journal or store say that it was started ──► what is left of it is ended, then lost
 //! nothing of that ───────────────────────────► queued, in its old place
 //! ```
 
@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tracing::{Instrument as _, Span, info, info_span};
 
+use super::attend::Ran;
 use super::{Agent, AgentError};
 use crate::journal::EventScanner;
 use crate::mutex::os;
@@ -28,8 +29,16 @@ use crate::workspace::{Workspace, WorkspaceError};
 enum Found {
     /// Its supervisor works.
     Supervised(OwnedFd),
-    /// Nobody works on it. When the script may have run: why its end isn't known.
-    Alone { lost: Option<String>, output_bytes: u64 },
+    /// Nobody works on it.
+    Alone(Alone),
+}
+
+/// A workspace on which nobody works.
+struct Alone {
+    output_bytes: u64,
+    /// Whether it was launched before the machine was restarted.
+    rebooted: bool,
+    ran: Ran,
 }
 
 impl Agent {
@@ -87,13 +96,30 @@ impl Agent {
                 self.spawn(self.clone().attend(spec, supervisor).instrument(Span::current()));
                 Ok(())
             }
-            Found::Alone { lost, output_bytes } => {
+            Found::Alone(Alone { output_bytes, rebooted, ran }) => {
                 if let Some(living) = self.table().get_mut(id) {
                     living.output_bytes = output_bytes;
                 }
                 // The store may know of a start that the journal lost in a power failure.
-                let started = record.started_at.map(|_| lost_reason());
-                self.conclude(id, lost.or(started)).await
+                match ran.or(record.started_at.map(|_| None)) {
+                    None => self.conclude(id, None).await,
+                    Some(_) if rebooted => {
+                        let reason = "the machine was restarted".to_owned();
+                        self.conclude(id, Some(OutcomeKind::Lost { reason }.into())).await
+                    }
+                    Some(leader) => {
+                        {
+                            let mut table = self.table();
+                            table.queue.launched(id);
+                            table.apply(id, Event::Launched)?;
+                        }
+                        let agent = self.clone();
+                        // The others don't wait for what is left of it.
+                        let wind_up = async move { agent.wind_up(&spec, Ok(Some(leader))).await };
+                        self.spawn(wind_up.instrument(Span::current()));
+                        Ok(())
+                    }
+                }
             }
         }
     }
@@ -110,14 +136,17 @@ fn look(workspace: &Workspace) -> Result<Found, AgentError> {
         return Ok(Found::Supervised(descriptor));
     }
     let mut scanner = EventScanner::open(&workspace.journal());
-    let mut starting = false;
+    let mut ran = None;
     // A damaged tail is the end of what is known.
     while let Ok(Some((_, payload))) = scanner.next_event() {
-        starting |= matches!(serde_json::from_slice(&payload), Ok(Report::Starting));
+        match serde_json::from_slice(&payload) {
+            Ok(Report::Starting) => ran = Some(None),
+            Ok(Report::Started { leader }) => ran = Some(leader),
+            _ => {}
+        }
     }
     let rebooted = job.is_some_and(|job| job.boot_id != boot_id());
-    let reason = || if rebooted { "the machine was restarted".to_owned() } else { lost_reason() };
-    Ok(Found::Alone { lost: starting.then(reason), output_bytes: scanner.output_len() })
+    Ok(Found::Alone(Alone { output_bytes: scanner.output_len(), rebooted, ran }))
 }
 
 /// The job's supervisor, if it lives: it keeps its file in the workspace locked. When there is none,
@@ -158,6 +187,5 @@ pub(super) fn boot_id() -> String {
 
 /// Why the end of a script that ran isn't known.
 pub(super) fn lost_reason() -> String {
-    "its supervisor was killed; what it started may still run, and then keeps its mutexes"
-        .to_owned()
+    "its supervisor was killed".to_owned()
 }

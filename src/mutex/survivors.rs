@@ -38,16 +38,9 @@ fn find(holder: &Claimant) -> Vec<Living> {
         let claims = process.variable(CLAIMS_VARIABLE).unwrap_or_default();
         claims.split(' ').any(|claim| claim == holder.claim)
     };
-    let mut tree: Vec<Process> = process::all().filter(|p| is_leader(p) || has_claim(p)).collect();
-    for process in tree.clone() {
-        for below in process::below(process.pid) {
-            if !tree.iter().any(|found| found.is_same(&below)) {
-                tree.push(below);
-            }
-        }
-    }
     let me = std::process::id();
-    tree.retain(|process| process.pid != me && process.pid != holder.pid && !process.is_zombie());
+    let mut tree = process::trees(|process| is_leader(process) || has_claim(process));
+    tree.retain(|process| process.pid != me && process.pid != holder.pid);
     let watch = |process: Process| process.watch().map(|descriptor| (process, descriptor));
     tree.into_iter().filter_map(watch).collect()
 }

@@ -1,4 +1,4 @@
-//! Pure: what passes between the agent and a supervisor, as JSON in the workspace and the journal.
+//! What passes between the agent and a supervisor, as JSON in the workspace and the journal.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::mutex::{Blocked, Claim, Claimant};
+use crate::process::ProcessId;
 use crate::script::{Outcome, ScriptId};
 
 /// The one line that a supervisor reads from its standard input.
@@ -76,8 +77,8 @@ pub enum Report {
     Starting,
     /// The script runs.
     Started {
-        /// Its process, which leads its process group.
-        pid: u32,
+        /// Its process, which leads its process group; `None` when it has ended already.
+        leader: Option<ProcessId>,
     },
     /// The script was asked to stop.
     Stopping,

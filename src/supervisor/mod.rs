@@ -53,6 +53,8 @@ enum SuperviseError {
 
 /// Runs `baton supervise`: reads an [`Assignment`] from standard input and does it.
 pub fn main() -> ExitCode {
+    // Not the script's: a lock there would be held as long as it runs.
+    crate::process::close_inherited();
     // A session of its own: a script finds no terminal at which it would stop and wait for ever, and
     // a Ctrl-C there is the client's to pass on. EPERM: it has one already.
     rustix::process::setsid().map(drop).unwrap_or_default();

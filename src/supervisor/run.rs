@@ -13,6 +13,7 @@ use super::tree::{self, Pipes, StartError, Tree};
 use super::{Signals, SuperviseError, Supervision};
 use crate::journal::Writer;
 use crate::mutex::{Hold, holder};
+use crate::process::Process;
 use crate::script::{Outcome, OutcomeKind, Stream};
 use crate::text::chain;
 
@@ -65,7 +66,8 @@ impl Supervision {
         tree: &mut Tree,
         outputs: &mut Outputs,
     ) -> Result<OutcomeKind, SuperviseError> {
-        self.tell(&Report::Started { pid: tree.leader() });
+        let leader = Process::read(tree.leader()).map(|leader| leader.id());
+        self.tell(&Report::Started { leader });
         loop {
             self.sleep(&outputs.descriptors(), course.deadline())?;
             for event in self.events(tree, outputs)? {

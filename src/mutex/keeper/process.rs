@@ -1,9 +1,8 @@
 //! The keeper itself: what `baton keep` runs.
 
 use std::io::{self, BufRead as _, Read as _, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd, RawFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -18,7 +17,7 @@ use crate::text::chain;
 /// Runs `baton keep`: does the task that is on standard input. Only for the start of a process:
 /// it closes all descriptors but the standard ones.
 pub fn main() -> ExitCode {
-    close_inherited();
+    crate::process::close_inherited();
     // EPERM: it leads a session already.
     rustix::process::setsid().map(drop).unwrap_or_default();
     // A folder that is in use can't be unmounted. `/` can always be entered.
@@ -98,21 +97,4 @@ fn is_confirmed(watched: &[BorrowedFd<'_>; 3]) -> io::Result<bool> {
     // Its starter is gone, or the script is: no byte comes.
     let orders = watched[0];
     Ok(os::is_readable(orders) && io::stdin().lock().read(&mut [0])? == 1)
-}
-
-/// Closes what the caller had open beyond the standard streams: a lock or the end of a pipe there
-/// would be held as long as the mutex (rule 4).
-fn close_inherited() {
-    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-    let open: Vec<RawFd> =
-        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    // The listing's own descriptor is closed already.
-    let is_open = |fd: &RawFd| Path::new(&format!("/proc/self/fd/{fd}")).is_symlink();
-    for descriptor in open.into_iter().filter(|fd| *fd > 2 && is_open(fd)) {
-        // SAFETY: it is open, and at the start of a process nothing in it owns a descriptor.
-        #[expect(unsafe_code, reason = "descriptors that were inherited have no owner")]
-        unsafe {
-            rustix::io::close(descriptor);
-        }
-    }
 }
