@@ -265,17 +265,42 @@ impl Event {
 pub struct Outcome {
     /// How it ended.
     pub kind: OutcomeKind,
-    /// Processes that were left when it ended, and were ended.
+    /// Processes that were left when it ended.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stragglers: Vec<Straggler>,
     /// Bytes of output that were not kept.
     #[serde(default)]
     pub output_dropped_bytes: u64,
+    /// Why, when there are any: the first reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_drop_cause: Option<DropCause>,
+}
+
+/// Why output was not kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DropCause {
+    /// The script's limit was reached.
+    Limit,
+    /// The disk had less room than the agent leaves for others.
+    FreeSpace,
+    /// The disk refused it: it was full.
+    Disk,
+}
+
+impl fmt::Display for DropCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Limit => "its limit was reached",
+            Self::FreeSpace => "the disk was nearly full",
+            Self::Disk => "the disk was full",
+        })
+    }
 }
 
 impl From<OutcomeKind> for Outcome {
     fn from(kind: OutcomeKind) -> Self {
-        Self { kind, stragglers: Vec::new(), output_dropped_bytes: 0 }
+        Self { kind, stragglers: Vec::new(), output_dropped_bytes: 0, output_drop_cause: None }
     }
 }
 
@@ -366,6 +391,33 @@ pub struct Straggler {
     pub pid: u32,
     /// Its command line, cut to 256 characters.
     pub command: String,
+    /// What became of it.
+    #[serde(default)]
+    pub fate: Fate,
+}
+
+/// What became of a process that was left when its script ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// It was ended.
+    #[default]
+    Ended,
+    /// It goes on, as the request asked.
+    Kept,
+    /// It could not be ended, and an operator gave up waiting for it.
+    Abandoned,
+}
+
+/// What becomes of processes that are left when their script ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StragglerPolicy {
+    /// They are ended.
+    #[default]
+    End,
+    /// They go on.
+    Keep,
 }
 
 /// One of a script's two outputs.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::config::MAX_GRACE;
 use crate::mutex::{Claim, ExclusiveKey, Mode, MutexName};
-use crate::script::{Isolation, Labels, NameError, ScriptId, check_text};
+use crate::script::{Isolation, Labels, NameError, ScriptId, StragglerPolicy, check_text};
 use crate::text::shorten;
 
 /// The longest body, in bytes.
@@ -76,6 +76,8 @@ pub struct Spec {
     pub run_time_limit: Option<Duration>,
     pub grace: Option<Duration>,
     pub labels: Labels,
+    pub max_output_bytes: Option<u64>,
+    pub stragglers: StragglerPolicy,
 }
 
 /// How much of a field's name is told.
@@ -159,6 +161,8 @@ impl Spec {
             run_time_limit: None,
             grace: None,
             labels: Labels::new(),
+            max_output_bytes: None,
+            stragglers: StragglerPolicy::End,
         }
     }
 
@@ -325,6 +329,8 @@ impl Spec {
             run_time_limit,
             grace,
             labels,
+            max_output_bytes,
+            stragglers,
         } = self;
         let fields = [
             ("body, interpreter or program", what != &other.what),
@@ -339,6 +345,8 @@ impl Spec {
             ("run_time_limit", run_time_limit != &other.run_time_limit),
             ("grace", grace != &other.grace),
             ("labels", labels != &other.labels),
+            ("max_output_bytes", max_output_bytes != &other.max_output_bytes),
+            ("stragglers", stragglers != &other.stragglers),
         ];
         fields.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect()
     }

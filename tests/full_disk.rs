@@ -8,7 +8,9 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use baton::journal::EventScanner;
 use baton::script::OutcomeKind;
+use baton::supervisor::job::Report;
 use support::{World, finish};
 
 /// A file system of two MiB, unmounted at the end.
@@ -39,7 +41,10 @@ async fn a_script_that_fills_the_disk_ends_with_its_outcome_and_others_go_on() {
     };
     let agent = world.agent_at("a", &["--listen", "none"]).await;
     let ballast = world.path("a/state/fill").display().to_string();
-    let text = format!("head -c 4000000 /dev/zero > {ballast} 2>/dev/null; echo filled; exit 3");
+    let text = format!(
+        "head -c 4000000 /dev/zero > {ballast} 2>/dev/null
+         head -c 300000 /dev/zero; echo filled; exit 3"
+    );
     let (code, _, error) = finish(world.baton_at("a").args(["run", "--id", "fill", "-c", &text]));
     assert_eq!(code, 3, "{error}");
     // The machine is free, and says so.
@@ -49,5 +54,17 @@ async fn a_script_that_fills_the_disk_ends_with_its_outcome_and_others_go_on() {
     let again = agent.script("exit 5").start().await;
     assert_eq!(again.outcome().await.kind, OutcomeKind::Exited { code: 5 });
     let fill = support::Started { client: agent.client.clone(), id: "fill".parse().unwrap() };
-    assert_eq!(fill.outcome().await.kind, OutcomeKind::Exited { code: 3 });
+    let outcome = fill.outcome().await;
+    assert_eq!(outcome.kind, OutcomeKind::Exited { code: 3 });
+    // Said in the outcome, and at the journal's end.
+    assert!(outcome.output_dropped_bytes > 0, "{outcome:?}");
+    let cause = outcome.output_drop_cause.unwrap();
+    let mut scanner = EventScanner::open(&world.path("a/state/scripts/fill/output.journal"));
+    let mut last = Vec::new();
+    while let Some((_, payload)) = scanner.next_event().unwrap() {
+        last = payload.to_vec();
+    }
+    let bytes = outcome.output_dropped_bytes;
+    let told: Report = serde_json::from_slice(&last).unwrap();
+    assert_eq!(told, Report::OutputDropped { cause, bytes });
 }

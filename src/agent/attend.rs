@@ -203,6 +203,10 @@ impl Agent {
                 }
                 self.remember(id, Some(time)).await;
             }
+            // The outcome tells it; what is missing is missing for whoever watches too.
+            Report::OutputDropped { cause, bytes } => {
+                warn!(%cause, bytes, "output of the script is not kept");
+            }
             Report::Stopping => self.table().apply(id, Event::Stop)?,
         }
         self.queue_changed();

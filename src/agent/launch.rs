@@ -10,6 +10,7 @@ use tracing::{Instrument as _, error, info_span};
 
 use super::supervisor::Supervisor;
 use super::{Agent, AgentError};
+use crate::journal;
 use crate::script::{Isolation, ScriptId, variable};
 use crate::spec::{Spec, What};
 use crate::supervisor::job::Job;
@@ -121,7 +122,13 @@ impl Agent {
             queue_time: spec.queue_time_limit.map(|limit| (left(limit), limit)),
             run_time_limit: spec.run_time_limit,
             grace: spec.grace.unwrap_or(settings.grace),
-            max_output_bytes: settings.max_output_bytes,
+            output: journal::Limits {
+                max_bytes: spec
+                    .max_output_bytes
+                    .map_or(settings.max_output_bytes, |own| own.min(settings.max_output_bytes)),
+                min_free_bytes: settings.min_free_bytes,
+            },
+            stragglers: spec.stragglers,
             boot_id: super::recover::boot_id(),
         }
     }

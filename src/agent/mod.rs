@@ -57,6 +57,8 @@ pub struct Settings {
     pub queue_length: usize,
     /// How much output is kept of a script.
     pub max_output_bytes: u64,
+    /// How much room on the disk output leaves for others.
+    pub min_free_bytes: u64,
     /// The grace of a script whose request gives none.
     pub grace: Duration,
     /// Whether scripts end with the agent (an embedded one) or outlive it.

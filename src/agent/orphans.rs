@@ -11,7 +11,7 @@ use tracing::warn;
 use super::{Agent, AgentError};
 use crate::filewatch::register;
 use crate::process::{self, Process, ProcessId};
-use crate::script::{ScriptId, Straggler};
+use crate::script::{Fate, ScriptId, Straggler};
 
 /// How long forced processes may take to be gone before it is looked for new ones.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -27,7 +27,8 @@ impl Agent {
         grace: Duration,
     ) -> Result<Vec<Straggler>, AgentError> {
         let mut living = self.orphans(id, leader).await?;
-        let name = |p: &Process| Straggler { pid: p.pid, command: p.command_line() };
+        let fate = Fate::Ended;
+        let name = |p: &Process| Straggler { pid: p.pid, command: p.command_line(), fate };
         let named: Vec<Straggler> = living.iter().take(MAX_NAMED).map(name).collect();
         if !living.is_empty() {
             warn!(processes = ?named, "its supervisor was killed; what it left is ended");

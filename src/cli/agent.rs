@@ -279,6 +279,7 @@ fn settings(folders: &Directories, config: &Config) -> Result<Settings, Failure>
         program: std::env::current_exe()?,
         queue_length: config.queue_length,
         max_output_bytes: config.max_output_bytes,
+        min_free_bytes: config.min_free_bytes,
         grace: config.grace,
         tied: false,
     })

@@ -19,7 +19,7 @@ use crate::client::{Client, ClientError, Following};
 use crate::config::Directories;
 use crate::mutex::deadlock::{self, HELD_VARIABLE};
 use crate::mutex::{ExclusiveKey, MutexName};
-use crate::script::{Isolation, ScriptId};
+use crate::script::{Isolation, ScriptId, StragglerPolicy};
 use crate::spec::{MAX_BODY_BYTES, Spec, SpecError, SpecFile, What};
 
 /// How long to wait before an agent that is away is asked again to stop the script.
@@ -40,6 +40,24 @@ goes away, a script of an agent goes on.
 Exit status: the script's own; else 124 run time limit, 75 queue time limit or busy,
 130 cancelled, 126/127 not started, 69 agent unreachable, 77 not trusted or not allowed,
 70 lost or internal, 2 usage.";
+
+/// What `--stragglers` says.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Stragglers {
+    /// They are ended and named
+    End,
+    /// They go on, hold no mutex, and must write elsewhere than to the script's output
+    Keep,
+}
+
+impl From<Stragglers> for StragglerPolicy {
+    fn from(what: Stragglers) -> Self {
+        match what {
+            Stragglers::End => Self::End,
+            Stragglers::Keep => Self::Keep,
+        }
+    }
+}
 
 /// Run a script on this machine or another one
 ///
@@ -79,6 +97,12 @@ pub(super) struct RunArgs {
     /// The time between asking the script to stop and forcing it. Default: 10s
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     grace: Option<Duration>,
+    /// How much output is kept, in bytes; the script goes on beyond. Default: the agent's limit
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    max_output: Option<u64>,
+    /// What becomes of processes that are left when the script ends
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "end")]
+    stragglers: Stragglers,
     /// Add a variable to the script's environment
     #[arg(long, short, value_name = "KEY=VALUE", value_parser = key_value)]
     env: Vec<(String, String)>,
@@ -270,6 +294,8 @@ impl RunArgs {
             run_time_limit: self.timeout,
             grace: self.grace,
             labels: self.label.iter().cloned().collect(),
+            max_output_bytes: self.max_output,
+            stragglers: self.stragglers.into(),
         };
         spec.check()?;
         Ok(spec)

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::failure::{Failure, code, complain};
 use super::show;
 use crate::client::Heard;
-use crate::script::{Outcome, OutcomeKind, Phase, StartProblem, Stream};
+use crate::script::{Fate, Outcome, OutcomeKind, Phase, StartProblem, Stream};
 use crate::snapshot::Snapshot;
 
 /// How often the spinner turns.
@@ -130,13 +130,17 @@ fn tell(outcome: &Outcome) {
         complain(&format!("baton: {}", outcome.kind));
     }
     for straggler in &outcome.stragglers {
-        complain(&format!(
-            "baton: ended what the script left running: {} (pid {})",
-            straggler.command, straggler.pid
-        ));
+        let what = match straggler.fate {
+            Fate::Ended => "ended what the script left running",
+            Fate::Kept => "the script left running",
+            Fate::Abandoned => "could not end what the script left running",
+        };
+        complain(&format!("baton: {what}: {} (pid {})", straggler.command, straggler.pid));
     }
     if outcome.output_dropped_bytes > 0 {
-        complain(&format!("baton: {} bytes of output were not kept", outcome.output_dropped_bytes));
+        let why = outcome.output_drop_cause.map(|cause| format!(": {cause}")).unwrap_or_default();
+        let bytes = outcome.output_dropped_bytes;
+        complain(&format!("baton: {bytes} bytes of output were not kept{why}"));
     }
 }
 

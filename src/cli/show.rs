@@ -62,6 +62,7 @@ fn outcome_json(outcome: &Outcome) -> Value {
     }
     if outcome.output_dropped_bytes > 0 {
         value["output_dropped_bytes"] = json!(outcome.output_dropped_bytes);
+        value["output_drop_cause"] = json!(outcome.output_drop_cause);
     }
     value
 }

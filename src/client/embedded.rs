@@ -67,6 +67,7 @@ impl Embedded {
             program: std::env::current_exe().map_err(failed)?,
             queue_length: config.queue_length,
             max_output_bytes: config.max_output_bytes,
+            min_free_bytes: config.min_free_bytes,
             grace: config.grace,
             tied: true,
         })

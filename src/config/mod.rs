@@ -23,6 +23,8 @@ pub const DEFAULT_QUEUE_LENGTH: usize = 1000;
 pub const QUEUE_LENGTHS: RangeInclusive<usize> = 1..=100_000;
 /// How much output is kept of a script: 1 GiB.
 pub const DEFAULT_MAX_OUTPUT_BYTES: u64 = 1 << 30;
+/// How much room on the disk output leaves, unless the file says otherwise.
+const DEFAULT_MIN_FREE_BYTES: u64 = 64 * 1024 * 1024;
 /// The time between asking a script to stop and forcing it.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 
@@ -43,6 +45,8 @@ pub struct Config {
     pub queue_length: usize,
     /// How much output is kept of a script.
     pub max_output_bytes: u64,
+    /// How much room on the disk output leaves for others.
+    pub min_free_bytes: u64,
     /// The grace of a script whose request gives none.
     pub grace: Duration,
 }
@@ -101,6 +105,7 @@ struct ConfigFile {
     listen: Option<String>,
     queue_length: Option<i64>,
     max_output_bytes: Option<i64>,
+    min_free_bytes: Option<i64>,
     grace: Option<String>,
 }
 
@@ -146,16 +151,21 @@ impl Config {
                     .filter(|length| QUEUE_LENGTHS.contains(length))
                     .ok_or_else(|| wrong("queue_length", &number, &"must be 1 to 100000"))
             })?,
-            max_output_bytes: file.max_output_bytes.map_or(
-                Ok(DEFAULT_MAX_OUTPUT_BYTES),
-                |number| {
-                    u64::try_from(number)
-                        .map_err(|_| wrong("max_output_bytes", &number, &"must not be negative"))
-                },
+            max_output_bytes: bytes(
+                "max_output_bytes",
+                file.max_output_bytes,
+                DEFAULT_MAX_OUTPUT_BYTES,
             )?,
+            min_free_bytes: bytes("min_free_bytes", file.min_free_bytes, DEFAULT_MIN_FREE_BYTES)?,
             grace,
         })
     }
+}
+
+fn bytes(key: &'static str, number: Option<i64>, default: u64) -> Result<u64, ConfigError> {
+    number.map_or(Ok(default), |number| {
+        u64::try_from(number).map_err(|_| wrong(key, &number, &"must not be negative"))
+    })
 }
 
 fn wrong(key: &'static str, value: &dyn ToString, problem: &dyn ToString) -> ConfigError {

@@ -294,9 +294,10 @@ impl Cursor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::Writer;
+    use crate::journal::{Limits, Writer};
+    use crate::script::DropCause;
 
-    const NO_LIMIT: u64 = u64::MAX;
+    const NO_LIMIT: Limits = Limits { max_bytes: u64::MAX, min_free_bytes: 0 };
 
     fn now() -> Timestamp {
         Timestamp::now()
@@ -395,12 +396,26 @@ mod tests {
     fn rule_4_output_over_the_limit_is_counted() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("j");
-        let mut writer = Writer::create(&path, 5).unwrap();
+        let mut writer = Writer::create(&path, Limits { max_bytes: 5, ..NO_LIMIT }).unwrap();
         writer.append_output(Stream::Stdout, b"abc", now());
         writer.append_output(Stream::Stdout, b"defg", now());
         writer.append_output(Stream::Stdout, b"h", now());
-        assert_eq!(writer.dropped_bytes(), 3);
+        assert_eq!(writer.dropped(), Some((DropCause::Limit, 3)));
         assert_eq!(output(&path, 0).0, b"abcde");
+    }
+
+    #[test]
+    fn rule_4_room_on_the_disk_is_left_for_others() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("j");
+        let disk = rustix::fs::statvfs(root.path()).unwrap();
+        // More than a twentieth of the disk is not left: a test's has more free than that.
+        let all = Limits { min_free_bytes: u64::MAX, ..NO_LIMIT };
+        let mut writer = Writer::create(&path, all).unwrap();
+        writer.append_output(Stream::Stdout, b"abc", now());
+        let is_nearly_full = disk.f_bavail < disk.f_blocks / 20;
+        let dropped = is_nearly_full.then_some((DropCause::FreeSpace, 3));
+        assert_eq!(writer.dropped(), dropped);
     }
 
     #[test]
@@ -426,6 +441,6 @@ mod tests {
     fn a_journal_is_begun_once() {
         let root = tempfile::tempdir().unwrap();
         let (path, _) = sample(root.path());
-        assert!(matches!(Writer::create(&path, 1), Err(JournalError::NotEmpty(_))));
+        assert!(matches!(Writer::create(&path, NO_LIMIT), Err(JournalError::NotEmpty(_))));
     }
 }

@@ -6,10 +6,23 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::JournalError;
 use super::record::{self, FILE_HEADER_BYTES, HEADER_BYTES, Header, Kind, MAX_PAYLOAD_BYTES};
-use crate::script::Stream;
+use crate::script::{DropCause, Stream};
+
+/// How much output is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Of this script, in bytes.
+    pub max_bytes: u64,
+    /// How much room on the disk is left for others, in bytes; of a small disk at most a twentieth.
+    pub min_free_bytes: u64,
+}
+
+/// After how much output it is looked again how much room there is.
+const LOOK_AGAIN_BYTES: u64 = 1024 * 1024;
 
 /// Appends records to a journal.
 #[derive(Debug)]
@@ -20,17 +33,20 @@ pub struct Writer {
     /// Where the last whole record ends.
     end: u64,
     output_len: u64,
-    max_output_bytes: u64,
+    limits: Limits,
+    /// Until which length of the output there is room on the disk, as far as the last look saw.
+    room_until: u64,
+    dropped: Option<DropCause>,
     dropped_bytes: u64,
 }
 
 impl Writer {
-    /// Begins a journal in a file that is empty or not there yet. Output beyond `max_output_bytes`
-    /// is counted and not kept.
+    /// Begins a journal in a file that is empty or not there yet. Output beyond the limits is counted and
+    /// not kept.
     ///
     /// # Errors
     /// When the file can't be written, or somebody else began it.
-    pub fn create(path: &Path, max_output_bytes: u64) -> Result<Self, JournalError> {
+    pub fn create(path: &Path, limits: Limits) -> Result<Self, JournalError> {
         let failed = |source| JournalError::File { path: path.to_owned(), source };
         let mut options = OpenOptions::new();
         let options = options.append(true).create(true).mode(0o600);
@@ -46,24 +62,57 @@ impl Writer {
             salt,
             end: bytes(FILE_HEADER_BYTES),
             output_len: 0,
-            max_output_bytes,
+            limits,
+            room_until: 0,
+            dropped: None,
             dropped_bytes: 0,
         })
     }
 
-    /// Appends output. What can't be kept is counted in [`Writer::dropped_bytes`] (rule 4).
+    /// Appends output. What can't be kept is counted (rule 4).
     pub fn append_output(&mut self, stream: Stream, output: &[u8], time: Timestamp) {
         for piece in output.chunks(MAX_PAYLOAD_BYTES) {
-            let room = self.max_output_bytes.saturating_sub(self.output_len);
+            let room = self.limits.max_bytes.saturating_sub(self.output_len);
             let kept = &piece[..piece.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
+            let kept = if self.has_room() { kept } else { &[] };
             let written = if kept.is_empty() {
                 0
             } else {
                 self.append(Kind::Output(stream), kept, time).map_or(0, |()| kept.len())
             };
             self.output_len += bytes(written);
-            self.dropped_bytes += bytes(piece.len() - written);
+            self.count_dropped(piece.len() - written, || {
+                if bytes(piece.len()) > room {
+                    DropCause::Limit
+                } else if kept.is_empty() {
+                    DropCause::FreeSpace
+                } else {
+                    DropCause::Disk
+                }
+            });
         }
+    }
+
+    fn count_dropped(&mut self, count: usize, cause: impl FnOnce() -> DropCause) {
+        if count > 0 {
+            self.dropped_bytes += bytes(count);
+            self.dropped.get_or_insert_with(cause);
+        }
+    }
+
+    /// Whether the disk has more room than is to be left for others; it is looked rarely while it has.
+    fn has_room(&mut self) -> bool {
+        if self.output_len < self.room_until {
+            return true;
+        }
+        // A system that can't say it has no floor.
+        let Ok(disk) = rustix::fs::fstatvfs(&self.file) else { return true };
+        let floor = self.limits.min_free_bytes.min(disk.f_blocks * disk.f_frsize / 20);
+        let has_room = disk.f_bavail * disk.f_frsize >= floor;
+        if has_room {
+            self.room_until = self.output_len + LOOK_AGAIN_BYTES;
+        }
+        has_room
     }
 
     /// Appends an event of the supervisor.
@@ -79,9 +128,9 @@ impl Writer {
             .map_err(|source| JournalError::File { path: self.path.clone(), source })
     }
 
-    /// How many bytes of output were not kept.
-    pub fn dropped_bytes(&self) -> u64 {
-        self.dropped_bytes
+    /// How many bytes of output were not kept, and the first reason.
+    pub fn dropped(&self) -> Option<(DropCause, u64)> {
+        self.dropped.map(|cause| (cause, self.dropped_bytes))
     }
 
     /// Puts all that was appended on disk.

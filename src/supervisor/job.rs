@@ -7,9 +7,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::journal;
 use crate::mutex::{Blocked, Claim, Claimant};
 use crate::process::ProcessId;
-use crate::script::{Outcome, ScriptId};
+use crate::script::{DropCause, Outcome, ScriptId, StragglerPolicy};
 
 /// The one line that a supervisor reads from its standard input.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,7 +51,9 @@ pub struct Job {
     /// The time between asking and forcing.
     pub grace: Duration,
     /// How much output is kept.
-    pub max_output_bytes: u64,
+    pub output: journal::Limits,
+    /// What becomes of processes that are left at its end.
+    pub stragglers: StragglerPolicy,
     /// The run of the machine in which it was launched.
     pub boot_id: String,
 }
@@ -82,6 +85,13 @@ pub enum Report {
     },
     /// The script was asked to stop.
     Stopping,
+    /// From here on output is missing: told when the first is dropped and, with how much, at the end.
+    OutputDropped {
+        /// Why.
+        cause: DropCause,
+        /// How many bytes so far.
+        bytes: u64,
+    },
 }
 
 /// How it ended, in `outcome.json`.

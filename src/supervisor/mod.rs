@@ -101,8 +101,9 @@ fn supervise(assignment: Assignment) -> Result<(), SuperviseError> {
         .map_err(io::Error::from)?;
     let signals = Signals::register(assignment.tied)?;
     workspace.reserve();
-    let journal = Writer::create(&workspace.journal(), job.max_output_bytes)?;
-    Supervision { workspace, job, signals, journal }.carry_out()
+    let journal = Writer::create(&workspace.journal(), job.output)?;
+    let is_drop_told = false;
+    Supervision { workspace, job, signals, journal, is_drop_told }.carry_out()
 }
 
 /// What tells a supervisor to stop, and that a process has ended.
@@ -158,6 +159,8 @@ struct Supervision {
     job: Job,
     signals: Signals,
     journal: Writer,
+    /// Whether it was told that output is missing.
+    is_drop_told: bool,
 }
 
 impl Supervision {
@@ -196,11 +199,15 @@ impl Supervision {
         mut outcome: Outcome,
         started_at: Option<Timestamp>,
     ) -> Result<(), SuperviseError> {
-        outcome.output_dropped_bytes = self.journal.dropped_bytes();
+        self.workspace.use_reserve();
+        if let Some((cause, bytes)) = self.journal.dropped() {
+            outcome.output_dropped_bytes = bytes;
+            outcome.output_drop_cause = Some(cause);
+            self.tell(&Report::OutputDropped { cause, bytes });
+        }
         // The outcome must be known even if the output can't be kept.
         let synced = self.journal.sync();
         let ending = Ending { outcome, started_at, ended_at: Timestamp::now() };
-        self.workspace.use_reserve();
         self.workspace.write_json(&self.workspace.outcome(), &ending)?;
         Ok(synced?)
     }

@@ -14,7 +14,7 @@ use super::{Signals, SuperviseError, Supervision};
 use crate::journal::Writer;
 use crate::mutex::{Hold, holder};
 use crate::process::Process;
-use crate::script::{Outcome, OutcomeKind, Stream};
+use crate::script::{Fate, Outcome, OutcomeKind, StragglerPolicy, Stream};
 use crate::text::chain;
 
 /// How much is read at once: one record.
@@ -52,8 +52,20 @@ impl Supervision {
         let mut outputs = Outputs::new(pipes);
         let followed = self.course(course, tree, &mut outputs);
         outputs.read_last(&mut self.journal);
-        let stragglers = Tree::stragglers();
-        let ended = Tree::end().map_err(SuperviseError::from);
+        let fate = match &followed {
+            // One that was to stop leaves nothing, whatever the request says.
+            Ok(OutcomeKind::Exited { .. } | OutcomeKind::Signalled { .. })
+                if self.job.stragglers == StragglerPolicy::Keep =>
+            {
+                Fate::Kept
+            }
+            _ => Fate::Ended,
+        };
+        let stragglers = Tree::stragglers(fate);
+        let ended = match fate {
+            Fate::Kept => Ok(()),
+            Fate::Ended | Fate::Abandoned => Tree::end().map_err(SuperviseError::from),
+        };
         let kind = followed.and_then(|kind| ended.map(|()| kind)).unwrap_or_else(|error| {
             OutcomeKind::Lost { reason: format!("its supervisor failed: {}", chain(&error)) }
         });
@@ -96,6 +108,12 @@ impl Supervision {
     ) -> Result<Vec<Event>, SuperviseError> {
         let mut events = Vec::new();
         outputs.read(&mut self.journal);
+        if !self.is_drop_told
+            && let Some((cause, bytes)) = self.journal.dropped()
+        {
+            self.is_drop_told = true;
+            self.tell(&Report::OutputDropped { cause, bytes });
+        }
         if Signals::take(&self.signals.child) {
             events.extend(tree.leader_end()?.map(Event::LeaderEnded));
             tree::reap_orphans(tree.leader());

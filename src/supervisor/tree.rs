@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatu
 use super::course::LeaderEnd;
 use super::job::Job;
 use crate::process::{self, Process};
-use crate::script::{OutcomeKind, StartProblem, Straggler};
+use crate::script::{Fate, OutcomeKind, StartProblem, Straggler};
 
 /// How much a pipe takes before the script waits for its reader: the most that an ordinary user may
 /// ask for.
@@ -158,9 +158,9 @@ impl Tree {
     }
 
     /// The processes that are left.
-    pub(super) fn stragglers() -> Vec<Straggler> {
+    pub(super) fn stragglers(fate: Fate) -> Vec<Straggler> {
         let living = below_this().into_iter().filter(|process| !process.is_zombie());
-        let straggler = |p: Process| Straggler { pid: p.pid, command: p.command_line() };
+        let straggler = |p: Process| Straggler { pid: p.pid, command: p.command_line(), fate };
         living.take(MAX_NAMED_STRAGGLERS).map(straggler).collect()
     }
 

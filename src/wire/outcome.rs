@@ -1,10 +1,13 @@
 //! Outcomes: `Outcome` and [`Outcome`].
 
 use super::{WireError, from_duration, to_duration, v1};
-use crate::script::{Outcome, OutcomeKind, StartProblem, Straggler, Stream};
+use crate::script::{
+    DropCause, Fate, Outcome, OutcomeKind, StartProblem, Straggler, StragglerPolicy, Stream,
+};
 
 impl From<Outcome> for v1::Outcome {
-    fn from(Outcome { kind, stragglers, output_dropped_bytes }: Outcome) -> Self {
+    fn from(outcome: Outcome) -> Self {
+        let Outcome { kind, stragglers, output_dropped_bytes, output_drop_cause } = outcome;
         use v1::outcome::Kind;
         let kind = match kind {
             OutcomeKind::Exited { code } => Kind::Exited(v1::Exited { code }),
@@ -24,9 +27,14 @@ impl From<Outcome> for v1::Outcome {
             }
             OutcomeKind::Lost { reason } => Kind::Lost(v1::Lost { reason }),
         };
-        let straggler = |Straggler { pid, command }| v1::Straggler { pid, command };
+        let straggler = |Straggler { pid, command, fate }| v1::Straggler {
+            pid,
+            command,
+            fate: v1::StragglerFate::from(fate).into(),
+        };
         let stragglers = stragglers.into_iter().map(straggler).collect();
-        Self { kind: Some(kind), stragglers, output_dropped_bytes }
+        let cause = output_drop_cause.map_or(v1::OutputDropCause::Unspecified, Into::into);
+        Self { kind: Some(kind), stragglers, output_dropped_bytes, output_drop_cause: cause.into() }
     }
 }
 
@@ -38,6 +46,7 @@ impl TryFrom<v1::Outcome> for Outcome {
         let limit = |time: Option<prost_types::Duration>| {
             time.and_then(from_duration).ok_or(WireError::Field("outcome.limit"))
         };
+        let output_drop_cause = drop_cause(message.output_drop_cause());
         let kind = match message.kind.ok_or(WireError::Field("outcome.kind"))? {
             Kind::Exited(v1::Exited { code }) => OutcomeKind::Exited { code },
             Kind::Signalled(v1::Signalled { signal }) => OutcomeKind::Signalled { signal },
@@ -54,9 +63,66 @@ impl TryFrom<v1::Outcome> for Outcome {
             },
             Kind::Lost(v1::Lost { reason }) => OutcomeKind::Lost { reason },
         };
-        let straggler = |v1::Straggler { pid, command }| Straggler { pid, command };
+        let straggler = |message: v1::Straggler| Straggler {
+            fate: message.fate().into(),
+            pid: message.pid,
+            command: message.command,
+        };
         let stragglers = message.stragglers.into_iter().map(straggler).collect();
-        Ok(Self { kind, stragglers, output_dropped_bytes: message.output_dropped_bytes })
+        Ok(Self {
+            kind,
+            stragglers,
+            output_dropped_bytes: message.output_dropped_bytes,
+            output_drop_cause,
+        })
+    }
+}
+
+impl From<Fate> for v1::StragglerFate {
+    fn from(fate: Fate) -> Self {
+        match fate {
+            Fate::Ended => Self::Ended,
+            Fate::Kept => Self::Kept,
+            Fate::Abandoned => Self::Abandoned,
+        }
+    }
+}
+
+impl From<v1::StragglerFate> for Fate {
+    fn from(fate: v1::StragglerFate) -> Self {
+        match fate {
+            v1::StragglerFate::Unspecified | v1::StragglerFate::Ended => Self::Ended,
+            v1::StragglerFate::Kept => Self::Kept,
+            v1::StragglerFate::Abandoned => Self::Abandoned,
+        }
+    }
+}
+
+impl From<DropCause> for v1::OutputDropCause {
+    fn from(cause: DropCause) -> Self {
+        match cause {
+            DropCause::Limit => Self::Limit,
+            DropCause::FreeSpace => Self::FreeSpace,
+            DropCause::Disk => Self::Disk,
+        }
+    }
+}
+
+fn drop_cause(cause: v1::OutputDropCause) -> Option<DropCause> {
+    match cause {
+        v1::OutputDropCause::Unspecified => None,
+        v1::OutputDropCause::Limit => Some(DropCause::Limit),
+        v1::OutputDropCause::FreeSpace => Some(DropCause::FreeSpace),
+        v1::OutputDropCause::Disk => Some(DropCause::Disk),
+    }
+}
+
+impl From<v1::StragglerPolicy> for StragglerPolicy {
+    fn from(policy: v1::StragglerPolicy) -> Self {
+        match policy {
+            v1::StragglerPolicy::Unspecified | v1::StragglerPolicy::End => Self::End,
+            v1::StragglerPolicy::Keep => Self::Keep,
+        }
     }
 }
 
@@ -125,8 +191,13 @@ mod tests {
             OutcomeKind::NotStarted { cause: StartProblem::Agent, reason: reason() },
             OutcomeKind::Lost { reason: reason() },
         ] {
-            let straggler = Straggler { pid: 7, command: "sleep 1".to_owned() };
-            let outcome = Outcome { kind, stragglers: vec![straggler], output_dropped_bytes: 5 };
+            let straggler = |fate| Straggler { pid: 7, command: "sleep 1".to_owned(), fate };
+            let outcome = Outcome {
+                kind,
+                stragglers: [Fate::Ended, Fate::Kept, Fate::Abandoned].map(straggler).to_vec(),
+                output_dropped_bytes: 5,
+                output_drop_cause: Some(DropCause::FreeSpace),
+            };
             assert_eq!(Outcome::try_from(v1::Outcome::from(outcome.clone())).unwrap(), outcome);
         }
     }

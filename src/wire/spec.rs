@@ -6,7 +6,7 @@ use prost::Message as _;
 
 use super::{WireError, from_duration, to_duration, v1};
 use crate::mutex::MutexName;
-use crate::script::{Isolation, ScriptId};
+use crate::script::{Isolation, ScriptId, StragglerPolicy};
 use crate::spec::{MAX_TIME_LIMIT, Problem, Spec, SpecError, SpecFile, What};
 
 /// The interpreter of a body when the request names none.
@@ -45,7 +45,11 @@ impl TryFrom<v1::ScriptSpec> for Spec {
             run_time_limit,
             grace,
             labels,
+            max_output_bytes,
+            stragglers,
         } = message;
+        let policy = v1::StragglerPolicy::try_from(stragglers)
+            .map_err(|_| SpecError::new("stragglers", Problem::Invalid("is not known")))?;
         let script_id = if script_id.is_empty() {
             ScriptId::random()
         } else {
@@ -71,6 +75,8 @@ impl TryFrom<v1::ScriptSpec> for Spec {
             run_time_limit: parse_time("run_time_limit", run_time_limit)?,
             grace: parse_time("grace", grace)?,
             labels: labels.into_iter().collect(),
+            max_output_bytes: (max_output_bytes > 0).then_some(max_output_bytes),
+            stragglers: policy.into(),
         };
         spec.check()?;
         Ok(spec)
@@ -125,6 +131,12 @@ impl From<Spec> for v1::ScriptSpec {
             run_time_limit: spec.run_time_limit.map(to_duration),
             grace: spec.grace.map(to_duration),
             labels: spec.labels.into_iter().collect(),
+            max_output_bytes: spec.max_output_bytes.unwrap_or(0),
+            stragglers: match spec.stragglers {
+                // As if it was not said: an older request is the same one.
+                StragglerPolicy::End => v1::StragglerPolicy::Unspecified.into(),
+                StragglerPolicy::Keep => v1::StragglerPolicy::Keep.into(),
+            },
         }
     }
 }

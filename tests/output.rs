@@ -1,0 +1,89 @@
+//! Promise: output comes as it was written, live, from any offset; what can't be kept is counted and the
+//! reason told, and no script waits for the disk or for a reader.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails here")]
+
+mod support;
+
+use std::path::Path;
+use std::time::Duration;
+
+use baton::journal::EventScanner;
+use baton::process::Process;
+use baton::script::{DropCause, Fate, OutcomeKind, StragglerPolicy};
+use baton::supervisor::job::Report;
+use support::{World, exited, finish};
+
+/// What stands last in a script's journal.
+fn last_report(folder: &Path) -> Report {
+    let mut scanner = EventScanner::open(&folder.join("output.journal"));
+    let mut last = Vec::new();
+    while let Some((_, payload)) = scanner.next_event().unwrap() {
+        last = payload.to_vec();
+    }
+    serde_json::from_slice(&last).unwrap()
+}
+
+#[tokio::test]
+async fn output_beyond_the_limit_of_the_request_is_counted_and_the_script_goes_on() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let text = "printf 0123456789; printf abc >&2; echo done > after";
+    let script = agent.script(text).with(|spec| spec.max_output_bytes = Some(7)).start().await;
+    let outcome = script.outcome().await;
+    assert!(exited(&outcome, 0));
+    assert_eq!(outcome.output_drop_cause, Some(DropCause::Limit));
+    assert_eq!(outcome.output_dropped_bytes, 6);
+    assert_eq!(script.is_done().await.output_bytes, 7);
+    let folder = agent.folder.join("state/scripts").join(script.id.as_str());
+    assert_eq!(last_report(&folder), Report::OutputDropped { cause: DropCause::Limit, bytes: 6 });
+    assert_eq!(std::fs::read_to_string(folder.join("work/after")).unwrap(), "done\n");
+    // A person is told.
+    let mut command = world.baton_at("alone");
+    command.args(["run", "--max-output", "4", "-c", "printf 123456"]);
+    let (code, out, told) = finish(&mut command);
+    assert_eq!((code, out.as_str()), (0, "1234"));
+    assert!(told.contains("2 bytes of output were not kept: its limit was reached"), "{told}");
+}
+
+#[tokio::test]
+async fn what_is_left_running_goes_on_by_request_and_holds_nothing() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let gate = world.gate();
+    let text = format!(
+        "({}; touch {}) > /dev/null 2>&1 & echo $!",
+        gate.wait(),
+        world.path("late").display()
+    );
+    let keep = |spec: &mut baton::spec::Spec| spec.stragglers = StragglerPolicy::Keep;
+    let script = agent.script(text).with(keep).start().await;
+    let outcome = script.outcome().await;
+    assert!(exited(&outcome, 0));
+    let [straggler] = outcome.stragglers.as_slice() else { panic!("{outcome:?}") };
+    assert_eq!(straggler.fate, Fate::Kept);
+    let process = Process::read(straggler.pid).unwrap().watch().unwrap();
+    assert!(support::run::lives(&process));
+    // The machine is free while it lives.
+    assert!(exited(&agent.script("true").outcome().await, 0));
+    gate.open();
+    support::run::await_end(&process);
+    assert!(world.path("late").exists());
+}
+
+#[tokio::test]
+async fn a_script_that_is_to_stop_leaves_nothing_whatever_it_asked_for() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let text = "sleep 600 > /dev/null 2>&1 & echo on; trap 'exit 0' TERM; wait";
+    let script = agent.script(text).with(|spec| {
+        spec.stragglers = StragglerPolicy::Keep;
+        spec.grace = Some(Duration::from_millis(100));
+    });
+    let script = script.start().await;
+    script.has_written(3).await;
+    agent.client.cancel(&script.id, String::new()).await.unwrap();
+    let outcome = script.outcome().await;
+    assert!(matches!(outcome.kind, OutcomeKind::Cancelled { .. }), "{outcome:?}");
+    assert!(outcome.stragglers.iter().all(|straggler| straggler.fate == Fate::Ended));
+}
