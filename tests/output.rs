@@ -8,6 +8,7 @@ mod support;
 use std::path::Path;
 use std::time::Duration;
 
+use baton::client::Heard;
 use baton::journal::EventScanner;
 use baton::process::Process;
 use baton::script::{DropCause, Fate, OutcomeKind, StragglerPolicy};
@@ -44,6 +45,60 @@ async fn output_beyond_the_limit_of_the_request_is_counted_and_the_script_goes_o
     let (code, out, told) = finish(&mut command);
     assert_eq!((code, out.as_str()), (0, "1234"));
     assert!(told.contains("2 bytes of output were not kept: its limit was reached"), "{told}");
+}
+
+/// A number of kB from `/proc/PID/status`.
+fn memory(pid: u32, key: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(key)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_gibibyte_leaves_the_agent_s_memory_flat_and_a_reader_that_stalls_slows_nobody() {
+    const GIB: u64 = 1 << 30;
+    let world = World::new();
+    let agent = world.agent().await;
+    assert!(exited(&agent.script("echo warm").outcome().await, 0));
+    let before = memory(agent.pid(), "VmRSS:");
+    let script = agent.script("head -c 1073741824 /dev/zero").start().await;
+    // It asks, and reads the first piece only.
+    let mut stalled = script.client.watch(script.id.clone(), 0, true);
+    while !matches!(stalled.next().await.unwrap().unwrap(), Heard::Output { .. }) {}
+    assert!(exited(&script.outcome().await, 0));
+    let (mut reader, mut length) = (script.client.watch(script.id.clone(), 0, false), 0);
+    while let Some(heard) = reader.next().await.unwrap() {
+        if let Heard::Output { data, .. } = heard {
+            length += u64::try_from(data.len()).unwrap();
+        }
+    }
+    assert_eq!(length, GIB);
+    let growth = memory(agent.pid(), "VmHWM:") - before;
+    assert!(growth <= 16 * 1024, "the agent grew by {growth} kB");
+    drop(stalled);
+}
+
+/// Half of the lines: the machine may be busy.
+#[tokio::test]
+async fn a_line_is_with_the_client_within_ten_milliseconds() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let text = "for i in {1..40}; do echo $EPOCHREALTIME; sleep 0.02; done";
+    let script = agent.script(text).start().await;
+    let mut reader = script.client.watch(script.id.clone(), 0, true);
+    let mut delays = Vec::new();
+    while let Some(heard) = reader.next().await.unwrap() {
+        if let Heard::Output { data, .. } = heard {
+            let now = jiff::Timestamp::now().as_microsecond();
+            let line = String::from_utf8(data.to_vec()).unwrap();
+            let Some(last) = line.lines().last() else { continue };
+            let written: i64 = last.replace(['.', ','], "").parse().unwrap();
+            delays.push(now - written);
+        }
+    }
+    delays.sort_unstable();
+    assert!(delays.len() >= 20, "{delays:?}");
+    assert!(delays[delays.len() / 2] <= 10_000, "microseconds: {delays:?}");
 }
 
 #[tokio::test]

@@ -7,8 +7,8 @@ use crate::script::{
 
 impl From<Outcome> for v1::Outcome {
     fn from(outcome: Outcome) -> Self {
-        let Outcome { kind, stragglers, output_dropped_bytes, output_drop_cause } = outcome;
         use v1::outcome::Kind;
+        let Outcome { kind, stragglers, output_dropped_bytes, output_drop_cause } = outcome;
         let kind = match kind {
             OutcomeKind::Exited { code } => Kind::Exited(v1::Exited { code }),
             OutcomeKind::Signalled { signal } => Kind::Signalled(v1::Signalled { signal }),
