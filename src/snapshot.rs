@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::mutex::{ExclusiveKey, MutexName, Party};
-use crate::script::{Isolation, Labels, Phase, ScriptId};
+use crate::script::{Isolation, Labels, Phase, ScriptId, Straggler};
 
 /// How a script stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub ended_at: Option<Timestamp>,
     /// How many bytes of output there are so far.
     pub output_bytes: u64,
+    /// Its processes that were killed and are still there.
+    pub stuck: Vec<Straggler>,
     /// What runs, in one line.
     pub summary: String,
 }

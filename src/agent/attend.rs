@@ -203,6 +203,13 @@ impl Agent {
                 }
                 self.remember(id, Some(time)).await;
             }
+            Report::Stuck { processes } => {
+                warn!(?processes, "can't be ended");
+                if let Some(living) = self.table().get_mut(id) {
+                    living.stuck = processes;
+                    living.changed.send_replace(());
+                }
+            }
             // The outcome tells it; what is missing is missing for whoever watches too.
             Report::OutputDropped { cause, bytes } => {
                 warn!(%cause, bytes, "output of the script is not kept");

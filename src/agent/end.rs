@@ -31,11 +31,18 @@ enum Asked {
 }
 
 impl Agent {
-    /// Asks a script to stop, wherever it stands.
+    /// Asks a script to stop, wherever it stands. With `abandon`, the reason, it also gives its mutexes back
+    /// even though processes of it can't be ended. That is on record: in its outcome, and in the log of
+    /// the next holder.
     ///
     /// # Errors
     /// When there is no such script or the request can't be written down.
-    pub async fn cancel(&self, id: &ScriptId, reason: String) -> Result<Snapshot, AgentError> {
+    pub async fn cancel(
+        &self,
+        id: &ScriptId,
+        reason: String,
+        abandon: Option<String>,
+    ) -> Result<Snapshot, AgentError> {
         self.settled(id).await;
         let asked = {
             let mut table = self.table();
@@ -61,7 +68,7 @@ impl Agent {
             Some(Asked::Leaving) => self.is_over(id).await,
             Some(Asked::Launched(reason)) => {
                 info!(reason, "asked to stop");
-                self.tell_to_stop(id, reason).await?;
+                self.tell_to_stop(id, reason, abandon).await?;
             }
             None => {}
         }
@@ -78,9 +85,14 @@ impl Agent {
     }
 
     /// Says why, then that it is to stop. May be said again: only the first counts.
-    pub(super) async fn tell_supervisor_to_stop(&self, id: &ScriptId, reason: String) {
+    pub(super) async fn tell_supervisor_to_stop(
+        &self,
+        id: &ScriptId,
+        reason: String,
+        abandon: Option<String>,
+    ) {
         let workspace = self.workspace(id);
-        let cancel = Cancel { reason };
+        let cancel = Cancel { reason, abandon };
         let write = move || workspace.write_json(&workspace.cancel(), &cancel);
         // The folder may not be made yet: whoever makes it finds the wish in the table.
         if let Ok(Err(error)) = super::blocking(write).await {
@@ -89,8 +101,13 @@ impl Agent {
         self.inner.supervisors.stop(id);
     }
 
-    async fn tell_to_stop(&self, id: &ScriptId, reason: String) -> Result<(), AgentError> {
-        self.tell_supervisor_to_stop(id, reason.clone()).await;
+    async fn tell_to_stop(
+        &self,
+        id: &ScriptId,
+        reason: String,
+        abandon: Option<String>,
+    ) -> Result<(), AgentError> {
+        self.tell_supervisor_to_stop(id, reason.clone(), abandon).await;
         self.table().apply(id, Event::Stop)?;
         self.queue_changed();
         let update = ScriptUpdate { stop_reason: Some(reason), ..ScriptUpdate::of(id.clone()) };
@@ -109,7 +126,8 @@ impl Agent {
             }
             for id in living.into_iter().filter(|id| asked.insert(id.clone())) {
                 let span = info_span!("script", script_id = %id);
-                if let Err(error) = self.cancel(&id, reason.to_owned()).instrument(span).await {
+                if let Err(error) = self.cancel(&id, reason.to_owned(), None).instrument(span).await
+                {
                     warn!(script_id = %id, %error, "can't be stopped");
                 }
             }

@@ -49,7 +49,7 @@ impl Agent {
                 // Who cancelled meanwhile found no supervisor to tell.
                 let stop = self.table().get(id).and_then(|living| living.stop.clone());
                 if let Some(reason) = stop {
-                    self.tell_supervisor_to_stop(id, reason).await;
+                    self.tell_supervisor_to_stop(id, reason, None).await;
                 }
             }
             // A task of its own: the others don't wait for it.

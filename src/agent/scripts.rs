@@ -245,6 +245,7 @@ impl Agent {
             started_at: record.started_at,
             ended_at: record.ended_at,
             output_bytes: record.output_bytes,
+            stuck: Vec::new(),
             summary: spec.summary(),
         })
     }

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::queue::{LineBefore, Queue, QueueFull};
 use crate::mutex::{Blocked, Claimant, Mode, MutexName, Party};
-use crate::script::{Event, IllegalTransition, Phase, ScriptId};
+use crate::script::{Event, IllegalTransition, Phase, ScriptId, Straggler};
 use crate::snapshot::{Snapshot, Wait};
 use crate::spec::Spec;
 
@@ -34,6 +34,8 @@ pub(super) struct Living {
     pub(super) output_bytes: u64,
     /// What its supervisor last said that it waits for.
     pub(super) blocked: Vec<Blocked>,
+    /// Its processes that were killed and are still there.
+    pub(super) stuck: Vec<Straggler>,
     /// Why it is to stop, once it is.
     pub(super) stop: Option<String>,
     /// How often it was launched: each time it has another journal.
@@ -89,6 +91,7 @@ impl Table {
             ended_at: None,
             output_bytes: 0,
             blocked: Vec::new(),
+            stuck: Vec::new(),
             stop: None,
             launches: 0,
             false_starts: 0,
@@ -195,6 +198,7 @@ impl Table {
             started_at: living.started_at,
             ended_at: living.ended_at,
             output_bytes: living.output_bytes,
+            stuck: living.stuck.clone(),
             summary: living.summary.clone(),
         })
     }

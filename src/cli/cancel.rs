@@ -15,7 +15,8 @@ use crate::script::{Phase, ScriptId};
 const EXAMPLES: &str = "\
 Examples:
   baton cancel 0199c0de-… --reason 'wrong version'
-  baton cancel 0199c0de-… --wait      return when it has ended";
+  baton cancel 0199c0de-… --wait      return when it has ended
+  baton cancel 0199c0de-… --abandon --reason 'NFS server is gone'   when nothing can end it";
 
 /// Ask a script to stop, wherever it stands
 ///
@@ -29,8 +30,12 @@ pub(super) struct CancelArgs {
     /// The script's id
     id: ScriptId,
     /// Why, for the record
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    reason: String,
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Give its mutexes back although processes of it can't be ended: they may go on beside the next
+    /// holder, who is told
+    #[arg(long, requires = "reason")]
+    abandon: bool,
     /// Return when the script has ended
     #[arg(long)]
     wait: bool,
@@ -41,7 +46,12 @@ pub(super) struct CancelArgs {
 
 pub(super) async fn cancel(args: CancelArgs, folders: Directories) -> Result<ExitCode, Failure> {
     let client = args.reach.client(&folders).await?;
-    let mut script = client.cancel(&args.id, args.reason).await?;
+    let reason = args.reason.unwrap_or_default();
+    let mut script = if args.abandon {
+        client.abandon(&args.id, reason).await?
+    } else {
+        client.cancel(&args.id, reason).await?
+    };
     if args.wait && !script.phase.is_done() {
         let mut following = client.watch(args.id, script.output_bytes, true);
         while let Some(heard) = following.next().await? {

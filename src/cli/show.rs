@@ -34,6 +34,7 @@ pub(super) fn script_json(script: &Snapshot) -> Value {
         "started_at": script.started_at,
         "ended_at": script.ended_at,
         "output_bytes": script.output_bytes,
+        "stuck": script.stuck,
         "summary": script.summary,
     })
 }

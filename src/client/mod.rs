@@ -172,7 +172,16 @@ impl Client {
     /// # Errors
     /// When there is none, or the agent can't be reached.
     pub async fn cancel(&self, id: &ScriptId, reason: String) -> Result<Snapshot, ClientError> {
-        let request = v1::CancelRequest { script_id: id.to_string(), reason };
+        let request = v1::CancelRequest { script_id: id.to_string(), reason, abandon: false };
+        script(self.scripts.clone().cancel(request).await?.into_inner().script)
+    }
+
+    /// Asks a script to stop, and to give its mutexes back although processes of it can't be ended.
+    ///
+    /// # Errors
+    /// As [`Client::cancel`]; and when there is no reason.
+    pub async fn abandon(&self, id: &ScriptId, reason: String) -> Result<Snapshot, ClientError> {
+        let request = v1::CancelRequest { script_id: id.to_string(), reason, abandon: true };
         script(self.scripts.clone().cancel(request).await?.into_inner().script)
     }
 

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
+use super::abandoned::{self, Abandoned};
 use super::deadlock::{self, Held};
 use super::line::{Claimant, Folder, Party};
 use super::os::{self, Guard, Waker};
@@ -310,6 +311,11 @@ impl Hold {
             }
         }
         Ok(())
+    }
+
+    /// The mark that the holder before left when it was given up.
+    pub(super) fn take_abandoned(&self, name: &MutexName) -> Option<Abandoned> {
+        abandoned::take(&self.root, name)
     }
 
     /// Names this claim, in its tickets and in the environment of what it protects.

@@ -19,9 +19,10 @@ use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::origin::WithOrigin;
 use signal_hook::low_level::siginfo::{Cause, Origin};
 
+use super::abandoned::Abandoned;
 use super::deadlock::{self, HELD_VARIABLE};
 use super::survivors::CLAIMS_VARIABLE;
-use super::{Advance, Blocked, Claim, Claimant, Hold, MutexError, os};
+use super::{Advance, Blocked, Claim, Claimant, Hold, MutexError, MutexName, os};
 
 /// How long to wait for the mutexes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -89,6 +90,8 @@ pub enum Notice<'a> {
     Waits(&'a [Blocked]),
     /// It is held for so long now, a multiple of [`Wish::warn_after`].
     Overdue(Duration),
+    /// Who held it before was given up, and goes on.
+    Abandoned(&'a MutexName, &'a Abandoned),
     /// It was given back, and something could not be removed.
     LeftBehind(&'a MutexError),
 }
@@ -124,6 +127,11 @@ pub(super) fn run_held(
 ) -> Result<Ran, HolderError> {
     hold.make_inheritable()?;
     command.envs(variables(&hold, &wish.claims));
+    for claim in &wish.claims {
+        if let Some(mark) = hold.take_abandoned(&claim.name) {
+            tell(Notice::Abandoned(&claim.name, &mark));
+        }
+    }
     // Before the start: no signal is missed.
     let mut signals = Signals::register()?;
     #[expect(clippy::disallowed_methods, reason = "this is the home of protected commands")]

@@ -7,6 +7,7 @@
 //!     next                 the last number that was given out
 //!     os.lock              the plain OS mutex (flock): other tools join in here
 //!     done                 only of a mutex of [`once`]: when it was done
+//!     abandoned            only after a hold was given up ([`abandoned`]): what the next holder is told
 //!     line/1795624862042.x a ticket: its number; x exclusive, s shared, s4 shared with at most 4
 //! ```
 //!
@@ -34,6 +35,7 @@
 //! 10. No hold is ever broken by itself. Who breaks one names its ticket, and ends its process tree
 //!     first ([`breaking`]).
 
+pub mod abandoned;
 pub mod append;
 pub mod breaking;
 pub mod deadlock;

@@ -342,7 +342,7 @@ pub(super) fn sleep<'a>(
 }
 
 /// Whether a descriptor is readable, or at its end.
-pub(super) fn is_readable(descriptor: BorrowedFd<'_>) -> bool {
+pub fn is_readable(descriptor: BorrowedFd<'_>) -> bool {
     let mut polled = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
     rustix::event::poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }

@@ -153,12 +153,16 @@ impl v1::scripts_server::Scripts for Service {
         request: Request<v1::CancelRequest>,
     ) -> Result<Response<v1::CancelResponse>, Status> {
         let caller = caller(&request);
-        let v1::CancelRequest { script_id, reason } = request.into_inner();
+        let v1::CancelRequest { script_id, reason, abandon } = request.into_inner();
         let id = parse_id(&script_id)?;
         crate::script::check_text(&reason, MAX_REASON_BYTES)
             .map_err(|error| status::field("reason", &error.to_string()))?;
         let span = info_span!("Cancel", script_id, caller);
-        let script = self.agent.cancel(&id, reason).instrument(span).await;
+        if abandon && reason.is_empty() {
+            return Err(status::field("reason", "is missing: to abandon needs one"));
+        }
+        let abandon = abandon.then(|| reason.clone());
+        let script = self.agent.cancel(&id, reason, abandon).instrument(span).await;
         let script = script.map_err(|e| status::agent(&e))?;
         Ok(Response::new(v1::CancelResponse { script: Some(script.into()) }))
     }

@@ -11,7 +11,8 @@
 //!    The grace is the whole tree's: a child may clean up longer than the leader.
 //! 2. The first reason to stop is the one on record.
 //! 3. When the leader has ended, what is left in the pipes is read for at most [`DRAIN`]; whoever
-//!    keeps them open longer is a straggler.
+//!    keeps them open longer is a straggler. A leader that was forced and does not end is waited for
+//!    no longer than [`FORCE`]: ending the tree goes on, and tells what it waits for.
 //! 4. An exit that came before any reason to stop is an exit.
 
 use std::time::{Duration, Instant};
@@ -20,6 +21,8 @@ use crate::script::OutcomeKind;
 
 /// How long output is still read after the script's own process has ended.
 pub(super) const DRAIN: Duration = Duration::from_secs(1);
+/// How long a leader that was forced may take to be gone.
+pub(super) const FORCE: Duration = Duration::from_secs(5);
 
 /// Something that happened to a running script.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +78,7 @@ pub(super) struct Course {
 enum Stage {
     Running { until: Option<Instant> },
     Asked { until: Instant },
-    Forced,
+    Forced { until: Instant },
     Draining { until: Instant },
     Over,
 }
@@ -118,18 +121,20 @@ impl Course {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.stage {
             Stage::Running { until } => until,
-            Stage::Asked { until } | Stage::Draining { until } => Some(until),
-            Stage::Forced | Stage::Over => None,
+            Stage::Asked { until } | Stage::Forced { until } | Stage::Draining { until } => {
+                Some(until)
+            }
+            Stage::Over => None,
         }
     }
 
     /// How the script ended, once it has.
     pub(super) fn outcome(self) -> Option<OutcomeKind> {
-        let leader = self.leader?;
-        Some(self.stop.unwrap_or(match leader {
+        let ended = self.leader.map(|leader| match leader {
             LeaderEnd::Exited(code) => OutcomeKind::Exited { code },
             LeaderEnd::Signalled(signal) => OutcomeKind::Signalled { signal },
-        }))
+        });
+        self.stop.or(ended)
     }
 
     /// Rules 1, 2 and 4.
@@ -156,11 +161,15 @@ impl Course {
                 self.stop_for(OutcomeKind::TimedOut { limit }, now)
             }
             Stage::Asked { until } if now >= until => {
-                self.stage = Stage::Forced;
+                self.stage = Stage::Forced { until: now + FORCE };
                 if self.leader.is_some() {
                     self.drain(now);
                 }
                 Some(Step::Force)
+            }
+            Stage::Forced { until } if now >= until => {
+                self.stage = Stage::Over;
+                Some(Step::Finish)
             }
             Stage::Draining { until } if self.outputs_closed || now >= until => {
                 self.stage = Stage::Over;
@@ -168,7 +177,7 @@ impl Course {
             }
             Stage::Running { .. }
             | Stage::Asked { .. }
-            | Stage::Forced
+            | Stage::Forced { .. }
             | Stage::Draining { .. }
             | Stage::Over => None,
         }
@@ -194,11 +203,23 @@ mod tests {
         assert_eq!(course.on(Event::Tick, start + 5 * SECOND), Some(Step::Ask));
         assert_eq!(course.on(Event::Tick, start + 14 * SECOND), None);
         assert_eq!(course.on(Event::Tick, start + 15 * SECOND), Some(Step::Force));
-        assert_eq!(course.on(Event::Tick, start + 99 * SECOND), None);
+        assert_eq!(course.on(Event::Tick, start + 19 * SECOND), None);
         let ended = Event::LeaderEnded(LeaderEnd::Signalled(9));
-        assert_eq!(course.on(ended, start + 99 * SECOND), None);
-        assert_eq!(course.on(Event::OutputsClosed, start + 99 * SECOND), Some(Step::Finish));
+        assert_eq!(course.on(ended, start + 19 * SECOND), None);
+        assert_eq!(course.on(Event::OutputsClosed, start + 19 * SECOND), Some(Step::Finish));
         assert_eq!(course.outcome(), Some(OutcomeKind::TimedOut { limit: 5 * SECOND }));
+    }
+
+    #[test]
+    fn rule_3_a_leader_that_can_t_be_killed_is_waited_for_elsewhere() {
+        let start = Instant::now();
+        let mut course = Course::start(start, None, SECOND);
+        assert_eq!(course.on(cancel("stuck"), start), Some(Step::Ask));
+        assert_eq!(course.on(Event::Tick, start + SECOND), Some(Step::Force));
+        assert_eq!(course.deadline(), Some(start + SECOND + FORCE));
+        assert_eq!(course.on(Event::Tick, start + SECOND + FORCE), Some(Step::Finish));
+        let expected = OutcomeKind::Cancelled { while_queued: false, reason: "stuck".to_owned() };
+        assert_eq!(course.outcome(), Some(expected));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::journal;
 use crate::mutex::{Blocked, Claim, Claimant};
 use crate::process::ProcessId;
-use crate::script::{DropCause, Outcome, ScriptId, StragglerPolicy};
+use crate::script::{DropCause, Outcome, ScriptId, Straggler, StragglerPolicy};
 
 /// The one line that a supervisor reads from its standard input.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +63,9 @@ pub struct Job {
 pub struct Cancel {
     /// For people; may be empty.
     pub reason: String,
+    /// Why its mutexes are given back though processes of it can't be ended, once an operator said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abandon: Option<String>,
 }
 
 /// What a supervisor says while it works: the events in the journal.
@@ -85,6 +88,11 @@ pub enum Report {
     },
     /// The script was asked to stop.
     Stopping,
+    /// Processes of it were killed and are still there: nothing can end them. The mutexes stay held.
+    Stuck {
+        /// Which.
+        processes: Vec<Straggler>,
+    },
     /// From here on output is missing: told when the first is dropped and, with how much, at the end.
     OutputDropped {
         /// Why.

@@ -7,7 +7,8 @@
 //!
 //! 1. It shares no memory with the agent: they meet in the workspace, and a SIGTERM means "stop the
 //!    script" (`cancel.json` says why). So it outlives the agent.
-//! 2. The mutexes are given back only when the tree is gone and the outcome is on disk.
+//! 2. The mutexes are given back only when the tree is gone, or an operator abandoned what can't be
+//!    ended, and the outcome is on disk.
 //! 3. Exactly one supervisor works on a workspace: it keeps `supervisor` locked, and its token must
 //!    be the job's.
 //! 4. No runtime, no command line, no logging before the script starts.
@@ -30,8 +31,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 
 use crate::journal::{self, Writer};
+use crate::mutex::abandoned::{self, Abandoned};
 use crate::mutex::{MutexError, os};
-use crate::script::{Outcome, OutcomeKind, StartProblem};
+use crate::script::{Fate, Outcome, OutcomeKind, StartProblem};
 use crate::text::chain;
 use crate::workspace::{Workspace, WorkspaceError};
 use job::{Assignment, Cancel, Ending, Job, Report};
@@ -176,10 +178,28 @@ impl Supervision {
             }
         };
         let (outcome, started_at) = self.run(&mut hold);
+        self.mark_abandoned(&outcome);
         let recorded = self.record(outcome, started_at);
         // Rule 2.
         hold.release()?;
         recorded
+    }
+
+    /// Leaves word for the next holders that processes of this one go on.
+    fn mark_abandoned(&self, outcome: &Outcome) {
+        let left = outcome.stragglers.iter().filter(|left| left.fate == Fate::Abandoned);
+        let processes: Vec<String> =
+            left.map(|left| format!("pid {} ({})", left.pid, left.command)).collect();
+        if processes.is_empty() {
+            return;
+        }
+        let reason = self.cancel().and_then(|cancel| cancel.abandon).unwrap_or_default();
+        let holder = format!("script {}", self.job.script_id);
+        let mark = Abandoned { at: Timestamp::now(), holder, reason, processes };
+        for claim in &self.job.claims {
+            // The outcome tells it too.
+            abandoned::mark(&self.job.mutexes, &claim.name, &mark).unwrap_or_default();
+        }
     }
 
     /// Tells the agent, if the disk takes it: a full one holds nobody up.
@@ -212,13 +232,15 @@ impl Supervision {
         Ok(synced?)
     }
 
+    fn cancel(&self) -> Option<Cancel> {
+        self.workspace.read_json(&self.workspace.cancel()).ok().flatten()
+    }
+
     /// Why the script is to stop, if it is.
     fn stop_reason(&self) -> Option<String> {
         if Signals::take(&self.signals.stop) {
-            let cancel: Option<Cancel> =
-                self.workspace.read_json(&self.workspace.cancel()).ok().flatten();
             let unsaid = || "its supervisor was told to stop".to_owned();
-            return Some(cancel.map_or_else(unsaid, |cancel| cancel.reason));
+            return Some(self.cancel().map_or_else(unsaid, |cancel| cancel.reason));
         }
         self.signals.owner_is_gone().then(|| "the command that ran it is gone".to_owned())
     }

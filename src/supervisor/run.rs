@@ -2,8 +2,8 @@
 //! [`Course`], and acts.
 
 use std::io::{self, PipeReader, Read as _};
-use std::os::fd::{AsFd as _, BorrowedFd};
-use std::time::Instant;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
@@ -12,13 +12,17 @@ use super::job::Report;
 use super::tree::{self, Pipes, StartError, Tree};
 use super::{Signals, SuperviseError, Supervision};
 use crate::journal::Writer;
-use crate::mutex::{Hold, holder};
+use crate::mutex::{Hold, abandoned, holder};
 use crate::process::Process;
-use crate::script::{Fate, Outcome, OutcomeKind, StragglerPolicy, Stream};
+use crate::script::{Fate, Outcome, OutcomeKind, Straggler, StragglerPolicy, Stream};
 use crate::text::chain;
 
 /// How much is read at once: one record.
 const READ_BYTES: usize = 256 * 1024;
+/// How long a killed process may take to be gone before it is told.
+const STUCK: Duration = Duration::from_secs(2);
+/// How long to wait before looking again for children that were not found.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How often an output is read at the end, when a straggler goes on writing into it.
 const LAST_READS: usize = 8;
 
@@ -41,10 +45,21 @@ impl Supervision {
         // On disk before the script is started: after a power failure nobody runs it again.
         self.journal.sync().map_err(|e| failed(&e))?;
         self.workspace.sync().map_err(|e| failed(&e))?;
+        self.tell_of_abandoned();
         let mutexes = holder::variables(hold, &self.job.claims);
         let (tree, pipes) = Tree::start(&self.job, mutexes)?;
         hold.protects(tree.leader());
         Ok((tree, pipes))
+    }
+
+    /// Marks the log when who held a mutex before was given up.
+    fn tell_of_abandoned(&mut self) {
+        for claim in &self.job.claims {
+            if let Some(mark) = abandoned::take(&self.job.mutexes, &claim.name) {
+                let text = format!("baton: {}\n", mark.describe(&claim.name));
+                self.journal.append_output(Stream::Stderr, text.as_bytes(), Timestamp::now());
+            }
+        }
     }
 
     fn follow(&mut self, tree: &mut Tree, pipes: Pipes) -> Outcome {
@@ -61,15 +76,51 @@ impl Supervision {
             }
             _ => Fate::Ended,
         };
-        let stragglers = Tree::stragglers(fate);
+        let mut stragglers = Tree::stragglers(fate);
         let ended = match fate {
-            Fate::Kept => Ok(()),
-            Fate::Ended | Fate::Abandoned => Tree::end().map_err(SuperviseError::from),
+            Fate::Kept => Ok(Vec::new()),
+            Fate::Ended | Fate::Abandoned => self.end_tree(),
         };
-        let kind = followed.and_then(|kind| ended.map(|()| kind)).unwrap_or_else(|error| {
-            OutcomeKind::Lost { reason: format!("its supervisor failed: {}", chain(&error)) }
+        let kind = followed.and_then(|kind| match ended {
+            Ok(abandoned) => {
+                stragglers.retain(|ended| !abandoned.iter().any(|left| left.pid == ended.pid));
+                stragglers.extend(abandoned);
+                Ok(kind)
+            }
+            Err(error) => Err(error.into()),
+        });
+        let kind = kind.unwrap_or_else(|error: SuperviseError| OutcomeKind::Lost {
+            reason: format!("its supervisor failed: {}", chain(&error)),
         });
         Outcome { stragglers, ..Outcome::from(kind) }
+    }
+
+    /// Ends whatever is left of the tree. A process that can't be killed (it waits for a disk, say) keeps
+    /// the mutexes: it is told, and waited for without limit, unless an operator abandons it. Those are
+    /// returned.
+    fn end_tree(&mut self) -> io::Result<Vec<Straggler>> {
+        let (start, mut is_told) = (Instant::now(), false);
+        while let Some(dying) = Tree::kill()? {
+            let descriptors: Vec<BorrowedFd<'_>> = dying.iter().map(OwnedFd::as_fd).collect();
+            // None was found, though there are children: they change their place in the tree just now.
+            let look_again = descriptors.is_empty().then(|| Instant::now() + LOOK_AGAIN);
+            let stuck_at = (!is_told).then(|| start + STUCK);
+            self.sleep(&descriptors, look_again.into_iter().chain(stuck_at).min())?;
+            Signals::take(&self.signals.child);
+            let is_stuck = start.elapsed() >= STUCK;
+            if is_stuck && !is_told {
+                self.tell(&Report::Stuck { processes: Tree::stragglers(Fate::Abandoned) });
+            }
+            let is_asked = Signals::take(&self.signals.stop);
+            if is_stuck
+                && (is_asked || !is_told)
+                && self.cancel().is_some_and(|c| c.abandon.is_some())
+            {
+                return Ok(Tree::stragglers(Fate::Abandoned));
+            }
+            is_told |= is_stuck;
+        }
+        Ok(Vec::new())
     }
 
     fn course(

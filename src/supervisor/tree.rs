@@ -6,24 +6,23 @@
 
 use std::ffi::OsStr;
 use std::io::{self, PipeReader};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, WaitStatus};
 
 use super::course::LeaderEnd;
 use super::job::Job;
+use crate::mutex::os;
 use crate::process::{self, Process};
 use crate::script::{Fate, OutcomeKind, StartProblem, Straggler};
 
 /// How much a pipe takes before the script waits for its reader: the most that an ordinary user may
 /// ask for.
 const PIPE_BYTES: usize = 1024 * 1024;
-/// How long to wait before looking again for children that were not found.
-const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 /// How many stragglers are named; the others are ended all the same.
 const MAX_NAMED_STRAGGLERS: usize = 16;
 
@@ -164,11 +163,10 @@ impl Tree {
         living.take(MAX_NAMED_STRAGGLERS).map(straggler).collect()
     }
 
-    /// Ends whatever is left and returns when all of it is gone.
-    pub(super) fn end() -> io::Result<()> {
+    /// Kills whatever is left; returns what becomes readable as it ends, or `None` when all of it is gone.
+    pub(super) fn kill() -> io::Result<Option<Vec<OwnedFd>>> {
         while has_children()? {
-            let mut dying = Vec::new();
-            let mut reaped = false;
+            let (mut dying, mut reaped) = (Vec::new(), false);
             for process in below_this() {
                 // One that looks dead may only have lost its first thread.
                 if process.is_zombie() && process.reap() {
@@ -177,19 +175,13 @@ impl Tree {
                     dying.push(descriptor);
                 }
             }
-            if dying.is_empty() && !reaped {
-                // There are children, and none was found: it changes its place in the tree just now.
-                rustix::event::poll(&mut [], Some(&LOOK_AGAIN))
-                    .map(drop)
-                    .or_else(ignore_interrupt)?;
-            }
-            // A process that can't be killed keeps its mutexes: the wait is without limit.
-            for descriptor in dying {
-                let mut polled = [PollFd::new(&descriptor, PollFlags::IN)];
-                rustix::event::poll(&mut polled, None).map(drop).or_else(ignore_interrupt)?;
+            // Who is dead and not to be reaped has a parent that does not end: that one is waited for.
+            dying.retain(|descriptor| !os::is_readable(descriptor.as_fd()));
+            if !reaped {
+                return Ok(Some(dying));
             }
         }
-        Ok(())
+        Ok(None)
     }
 }
 
@@ -200,10 +192,6 @@ pub(super) fn reap_orphans(leader: u32) {
     for process in zombies.filter(|process| process.parent == me && process.pid != leader) {
         process.reap();
     }
-}
-
-fn ignore_interrupt(error: rustix::io::Errno) -> io::Result<()> {
-    if error == rustix::io::Errno::INTR { Ok(()) } else { Err(error.into()) }
 }
 
 fn leader_end(status: WaitStatus) -> Option<LeaderEnd> {

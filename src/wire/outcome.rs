@@ -27,12 +27,7 @@ impl From<Outcome> for v1::Outcome {
             }
             OutcomeKind::Lost { reason } => Kind::Lost(v1::Lost { reason }),
         };
-        let straggler = |Straggler { pid, command, fate }| v1::Straggler {
-            pid,
-            command,
-            fate: v1::StragglerFate::from(fate).into(),
-        };
-        let stragglers = stragglers.into_iter().map(straggler).collect();
+        let stragglers = stragglers.into_iter().map(v1::Straggler::from).collect();
         let cause = output_drop_cause.map_or(v1::OutputDropCause::Unspecified, Into::into);
         Self { kind: Some(kind), stragglers, output_dropped_bytes, output_drop_cause: cause.into() }
     }
@@ -63,18 +58,25 @@ impl TryFrom<v1::Outcome> for Outcome {
             },
             Kind::Lost(v1::Lost { reason }) => OutcomeKind::Lost { reason },
         };
-        let straggler = |message: v1::Straggler| Straggler {
-            fate: message.fate().into(),
-            pid: message.pid,
-            command: message.command,
-        };
-        let stragglers = message.stragglers.into_iter().map(straggler).collect();
+        let stragglers = message.stragglers.into_iter().map(Straggler::from).collect();
         Ok(Self {
             kind,
             stragglers,
             output_dropped_bytes: message.output_dropped_bytes,
             output_drop_cause,
         })
+    }
+}
+
+impl From<Straggler> for v1::Straggler {
+    fn from(Straggler { pid, command, fate }: Straggler) -> Self {
+        Self { pid, command, fate: v1::StragglerFate::from(fate).into() }
+    }
+}
+
+impl From<v1::Straggler> for Straggler {
+    fn from(message: v1::Straggler) -> Self {
+        Self { fate: message.fate().into(), pid: message.pid, command: message.command }
     }
 }
 

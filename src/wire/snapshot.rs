@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::{WireError, from_timestamp, to_timestamp, v1};
 use crate::mutex::{Claimant, Party};
-use crate::script::{Isolation, Outcome, Phase};
+use crate::script::{Isolation, Outcome, Phase, Straggler};
 use crate::snapshot::{Snapshot, Wait};
 
 impl From<Snapshot> for v1::Script {
@@ -29,6 +29,7 @@ impl From<Snapshot> for v1::Script {
             started_at: snapshot.started_at.map(to_timestamp),
             ended_at: snapshot.ended_at.map(to_timestamp),
             output_bytes: snapshot.output_bytes,
+            stuck: snapshot.stuck.into_iter().map(v1::Straggler::from).collect(),
             summary: snapshot.summary,
         }
     }
@@ -69,6 +70,7 @@ impl TryFrom<v1::Script> for Snapshot {
             started_at: message.started_at.and_then(from_timestamp),
             ended_at: message.ended_at.and_then(from_timestamp),
             output_bytes: message.output_bytes,
+            stuck: message.stuck.into_iter().map(Straggler::from).collect(),
             summary: message.summary,
         })
     }

@@ -74,6 +74,7 @@ pub(super) fn teller(wish: &Wish) -> impl Fn(Notice<'_>) + use<> {
                 let held = humantime::format_duration(held);
                 format!("baton: {names} held for {held} now by pid {}{reason}", std::process::id())
             }
+            Notice::Abandoned(name, mark) => format!("baton: {}", mark.describe(name)),
             Notice::LeftBehind(error) => format!("baton: {names} given back, but {}", chain(error)),
         });
     }
