@@ -1,23 +1,15 @@
 //! Following a script to its end, across connections that break: the stream goes on at the offset
 //! that was reached, byte for byte.
 
-use std::time::{Duration, Instant};
-
 use bytes::Bytes;
 use tonic::Streaming;
 
+use super::patience::Patience;
 use super::{Client, ClientError};
 use crate::script::{ScriptId, Stream};
 use crate::snapshot::Snapshot;
 use crate::spec::Spec;
 use crate::wire::{WireError, v1};
-
-/// How long a broken connection is tried again before that is an error.
-const RECONNECT_LIMIT: Duration = Duration::from_mins(1);
-/// The pause before the second try; each further one is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// What is heard of a script.
 #[derive(Debug)]
@@ -47,8 +39,7 @@ pub struct Following {
     offset: u64,
     wait: bool,
     events: Option<Events>,
-    /// Since when the connection is broken, and the next pause.
-    broken: Option<(Instant, Duration)>,
+    patience: Patience,
     over: bool,
 }
 
@@ -74,7 +65,8 @@ impl Following {
     }
 
     pub(super) fn watch(client: Client, id: ScriptId, offset: u64, wait: bool) -> Self {
-        Self { client, id, spec: None, offset, wait, events: None, broken: None, over: false }
+        let patience = Patience::default();
+        Self { client, id, spec: None, offset, wait, events: None, patience, over: false }
     }
 
     /// How many bytes of output were heard, those before the first one included.
@@ -96,7 +88,7 @@ impl Following {
             }
             match self.receive().await {
                 Ok(Some(heard)) => {
-                    self.broken = None;
+                    self.patience.renew();
                     return Ok(Some(heard));
                 }
                 // Without waiting, the end of what there is is the end.
@@ -156,15 +148,6 @@ impl Following {
     /// Waits before the next try. The first break is told.
     async fn pause(&mut self, error: ClientError) -> Result<Option<Heard>, ClientError> {
         self.events = None;
-        let Some((since, pause)) = self.broken else {
-            self.broken = Some((Instant::now(), FIRST_PAUSE));
-            return Ok(Some(Heard::Interrupted(error)));
-        };
-        if since.elapsed() > RECONNECT_LIMIT {
-            return Err(error);
-        }
-        tokio::time::sleep(pause).await;
-        self.broken = Some((since, LONGEST_PAUSE.min(pause * 2)));
-        Ok(None)
+        Ok(self.patience.wait(error).await?.map(Heard::Interrupted))
     }
 }

@@ -4,6 +4,7 @@
 pub mod connect;
 pub mod embedded;
 mod follow;
+mod patience;
 
 use std::collections::BTreeMap;
 
