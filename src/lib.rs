@@ -12,6 +12,7 @@
 //! | [`wire`] | generated messages and the conversions |
 //! | [`supervisor`] | the process beside each script: mutexes, process tree, journal, outcome |
 //! | [`workspace`] | a script's folder on disk |
+//! | [`transfer`] | files in and out: roots, chunks, digest, resume |
 //! | [`snapshot`] | how a script stands, as outsiders see it |
 //! | [`spec`] | a validated request |
 //! | [`mutex`] | named mutexes: names, policy, the line on disk |
@@ -41,6 +42,7 @@ pub mod spec;
 pub mod store;
 pub mod supervisor;
 pub mod text;
+pub mod transfer;
 pub mod trust;
 pub mod wire;
 pub mod workspace;

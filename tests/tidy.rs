@@ -15,7 +15,7 @@ use syn::spanned::Spanned as _;
 use syn::visit::Visit;
 
 /// The modules from the user down to the disk. A module uses those behind it, never those before.
-const LAYERS: [&str; 19] = [
+const LAYERS: [&str; 20] = [
     "cli",
     "client",
     "rpc",
@@ -23,6 +23,7 @@ const LAYERS: [&str; 19] = [
     "wire",
     "supervisor",
     "workspace",
+    "transfer",
     "snapshot",
     "spec",
     "mutex",

@@ -4,6 +4,7 @@
 //! unknown key is an error that names its line.
 
 pub mod directories;
+pub mod files;
 pub mod targets;
 
 use std::net::SocketAddr;
@@ -49,6 +50,8 @@ pub struct Config {
     pub min_free_bytes: u64,
     /// The grace of a script whose request gives none.
     pub grace: Duration,
+    /// The folders that are open to clients.
+    pub files: files::Files,
 }
 
 /// Why there is no configuration.
@@ -107,6 +110,8 @@ struct ConfigFile {
     max_output_bytes: Option<i64>,
     min_free_bytes: Option<i64>,
     grace: Option<String>,
+    #[serde(default)]
+    files: files::FilesTable,
 }
 
 /// What flags and environment set.
@@ -158,6 +163,7 @@ impl Config {
             )?,
             min_free_bytes: bytes("min_free_bytes", file.min_free_bytes, DEFAULT_MIN_FREE_BYTES)?,
             grace,
+            files: file.files.resolve()?,
         })
     }
 }
@@ -245,6 +251,10 @@ mod tests {
             ("grace = \"soon\"", "grace"),
             ("grace = \"2d\"", "grace"),
             ("name = \" \"", "name"),
+            ("[files]\nmin_free_bytes = -1", "files.min_free_bytes"),
+            ("[files]\nmax_file_bytes = -1", "files.max_file_bytes"),
+            ("[files]\nmax_transfers = 0", "files.max_transfers"),
+            ("[files.roots]\n\"a/b\" = { path = \"/x\", access = \"read\" }", "files.roots"),
         ] {
             assert!(load(text).unwrap_err().to_string().starts_with(key), "{text}");
         }
