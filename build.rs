@@ -11,14 +11,18 @@ use prost::Message as _;
 )]
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let descriptors =
-        protox::compile(["baton/v1/script.proto", "baton/v1/agent.proto"], ["proto"])?;
+    let descriptors = protox::compile(
+        ["baton/v1/script.proto", "baton/v1/agent.proto", "baton/v1/file.proto"],
+        ["proto"],
+    )?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .bytes(".baton.v1.Output.data")
         .bytes(".baton.v1.ScriptSpec.body")
         .bytes(".baton.v1.ScriptFile.content")
+        .bytes(".baton.v1.UploadRequest.data")
+        .bytes(".baton.v1.DownloadResponse.data")
         .compile_fds(descriptors)?;
     Ok(())
 }

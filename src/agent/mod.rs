@@ -32,9 +32,11 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::config::files::Files;
 use crate::filewatch::FileWatcher;
 use crate::script::{IllegalTransition, ScriptId};
 use crate::store::{Store, StoreError};
+use crate::transfer::Transfers;
 use crate::wire::WireError;
 use crate::workspace::{Workspace, WorkspaceError};
 use queue::{Queue, QueueFull};
@@ -61,6 +63,8 @@ pub struct Settings {
     pub min_free_bytes: u64,
     /// The grace of a script whose request gives none.
     pub grace: Duration,
+    /// The folders that are open to clients.
+    pub files: Files,
     /// Whether scripts end with the agent (an embedded one) or outlive it.
     pub tied: bool,
 }
@@ -162,6 +166,7 @@ struct Inner {
     launch: Notify,
     supervisors: supervisor::Supervisors,
     watcher: FileWatcher,
+    transfers: Arc<Transfers>,
     tasks: TaskTracker,
     stop: CancellationToken,
     started_at: Timestamp,
@@ -188,6 +193,9 @@ impl Agent {
         link_program(&settings).map_err(failed(&settings.program))?;
         let store = Store::open(&settings.state.join("agent.db"))?;
         let queue = Queue::new(settings.queue_length, store.max_seq().await?);
+        let transfers = Arc::new(Transfers::new(&settings.state, &settings.files));
+        let broken = Arc::clone(&transfers);
+        blocking(move || broken.recover()).await?;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let watcher = FileWatcher::start(&tasks, stop.clone()).map_err(failed(&settings.state))?;
         let agent = Self {
@@ -199,6 +207,7 @@ impl Agent {
                 changed: watch::Sender::new(()),
                 launch: Notify::new(),
                 watcher,
+                transfers,
                 tasks,
                 stop,
                 started_at: Timestamp::now(),
@@ -237,6 +246,11 @@ impl Agent {
     /// How busy it is.
     pub fn counts(&self) -> Counts {
         self.table().counts()
+    }
+
+    /// Files in and out.
+    pub fn transfers(&self) -> &Arc<Transfers> {
+        &self.inner.transfers
     }
 
     /// Rings when the queue or a phase changes.

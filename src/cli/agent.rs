@@ -281,6 +281,7 @@ fn settings(folders: &Directories, config: &Config) -> Result<Settings, Failure>
         max_output_bytes: config.max_output_bytes,
         min_free_bytes: config.min_free_bytes,
         grace: config.grace,
+        files: config.files.clone(),
         tied: false,
     })
 }

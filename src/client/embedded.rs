@@ -69,6 +69,7 @@ impl Embedded {
             max_output_bytes: config.max_output_bytes,
             min_free_bytes: config.min_free_bytes,
             grace: config.grace,
+            files: config.files.clone(),
             tied: true,
         })
         .await?;

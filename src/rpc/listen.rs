@@ -71,6 +71,11 @@ impl fmt::Display for Caller {
     }
 }
 
+/// Who calls, for the log.
+pub(super) fn caller<T>(request: &Request<T>) -> String {
+    request.extensions().get::<Caller>().map(Caller::to_string).unwrap_or_default()
+}
+
 /// A connection.
 pub struct Io {
     caller: Caller,

@@ -3,6 +3,7 @@
 //! It stands above [`crate::agent`], which knows nothing of gRPC. Handlers only translate.
 
 mod agent;
+mod files;
 pub mod listen;
 mod scripts;
 mod status;
@@ -58,6 +59,7 @@ pub async fn serve(
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<v1::scripts_server::ScriptsServer<scripts::Service>>().await;
     health.set_serving::<v1::agent_server::AgentServer<agent::Service>>().await;
+    health.set_serving::<v1::files_server::FilesServer<files::Service>>().await;
     // Our own descriptors always are well-formed.
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -74,6 +76,10 @@ pub async fn serve(
         .add_optional_service(reflection)
         .add_service(v1::scripts_server::ScriptsServer::new(scripts::Service::new(
             agent.clone(),
+            stop.clone(),
+        )))
+        .add_service(v1::files_server::FilesServer::new(files::Service::new(
+            agent.transfers(),
             stop.clone(),
         )))
         .add_service(v1::agent_server::AgentServer::new(agent::Service::new(

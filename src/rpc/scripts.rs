@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tracing::{Instrument as _, info_span};
 
-use super::listen::Caller;
+use super::listen::caller;
 use super::status;
 use crate::agent::{Agent, Follow, Followed, ListCursor, ListFilter};
 use crate::script::ScriptId;
@@ -69,11 +69,6 @@ fn parse_spec(spec: Option<v1::ScriptSpec>) -> Result<Spec, Status> {
 
 fn parse_id(id: &str) -> Result<ScriptId, Status> {
     id.parse().map_err(|error| status::script_id(&error))
-}
-
-/// Who calls, for the log.
-fn caller<T>(request: &Request<T>) -> String {
-    request.extensions().get::<Caller>().map(Caller::to_string).unwrap_or_default()
 }
 
 #[tonic::async_trait]

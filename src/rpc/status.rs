@@ -9,6 +9,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use crate::agent::AgentError;
 use crate::script::NameError;
 use crate::spec::{Problem, SpecError};
+use crate::transfer::TransferError;
 
 /// The domain of all reasons.
 const DOMAIN: &str = "baton";
@@ -89,6 +90,61 @@ pub(super) fn agent(error: &AgentError) -> Status {
         | AgentError::Output { .. }
         | AgentError::Illegal(_) => {
             tracing::error!(error = crate::text::chain(error), "a call failed");
+            (Code::Internal, "INTERNAL", HashMap::new())
+        }
+    };
+    status(code, reason, crate::text::chain(error), metadata)
+}
+
+/// An upload of which nothing comes any more.
+pub(super) fn silent(limit: std::time::Duration) -> Status {
+    let text = format!("nothing of the upload came for {limit:?}; what came before is kept");
+    status(Code::DeadlineExceeded, "UPLOAD_SILENT", text, HashMap::new())
+}
+
+/// A file that could not be brought or fetched.
+pub(super) fn transfer(error: &TransferError) -> Status {
+    let (code, reason, metadata) = match error {
+        TransferError::UnknownRoot { root, .. } => {
+            (Code::NotFound, "ROOT_NOT_FOUND", about("root", root))
+        }
+        TransferError::ReadOnly(root) => {
+            (Code::PermissionDenied, "ROOT_READ_ONLY", about("root", root))
+        }
+        TransferError::Root { root, .. } => {
+            (Code::FailedPrecondition, "ROOT_UNUSABLE", about("root", root))
+        }
+        TransferError::NotFound(_) => (Code::NotFound, "FILE_NOT_FOUND", HashMap::new()),
+        TransferError::Link(_) => (Code::FailedPrecondition, "PATH_IS_LINK", HashMap::new()),
+        TransferError::WrongKind { .. } => {
+            (Code::FailedPrecondition, "FILE_KIND_WRONG", HashMap::new())
+        }
+        TransferError::OtherFileSystem(_) => {
+            (Code::FailedPrecondition, "OTHER_FILE_SYSTEM", HashMap::new())
+        }
+        TransferError::TooLarge { limit, .. } => {
+            (Code::InvalidArgument, "FILE_TOO_LARGE", about("limit", limit.to_string()))
+        }
+        TransferError::DiskFull { free, .. } => {
+            (Code::ResourceExhausted, "DISK_FULL", about("free", free.to_string()))
+        }
+        TransferError::Busy(capacity) => {
+            (Code::ResourceExhausted, "TRANSFERS_FULL", about("capacity", capacity.to_string()))
+        }
+        TransferError::WrongDigest { found, .. } => {
+            (Code::DataLoss, "DIGEST_MISMATCH", about("found", found.to_string()))
+        }
+        TransferError::Incomplete { received, .. } => {
+            (Code::Aborted, "UPLOAD_INCOMPLETE", about("received", received.to_string()))
+        }
+        TransferError::TooMuch { .. } => {
+            (Code::InvalidArgument, "FIELD_TOO_LARGE", about("field", "data"))
+        }
+        TransferError::OffsetBeyondEnd { end, .. } => {
+            (Code::OutOfRange, "OFFSET_BEYOND_END", about("end", end.to_string()))
+        }
+        TransferError::File { .. } => {
+            tracing::error!(error = crate::text::chain(error), "a transfer failed");
             (Code::Internal, "INTERNAL", HashMap::new())
         }
     };
