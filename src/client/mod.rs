@@ -3,6 +3,7 @@
 
 pub mod connect;
 pub mod embedded;
+mod files;
 mod follow;
 mod patience;
 
@@ -13,6 +14,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 pub use connect::ConnectError;
+pub use files::{FileError, Moved, Tell, Told};
 pub use follow::{Following, Heard};
 
 use crate::script::ScriptId;
@@ -20,6 +22,7 @@ use crate::snapshot::Snapshot;
 use crate::spec::Spec;
 use crate::wire::{WireError, v1};
 use v1::agent_client::AgentClient;
+use v1::files_client::FilesClient;
 use v1::scripts_client::ScriptsClient;
 
 /// Why a call failed.
@@ -99,12 +102,17 @@ impl ClientError {
 pub struct Client {
     scripts: ScriptsClient<Channel>,
     agent: AgentClient<Channel>,
+    files: FilesClient<Channel>,
 }
 
 impl Client {
     /// A client on a connection.
     pub fn new(channel: Channel) -> Self {
-        Self { scripts: ScriptsClient::new(channel.clone()), agent: AgentClient::new(channel) }
+        Self {
+            scripts: ScriptsClient::new(channel.clone()),
+            agent: AgentClient::new(channel.clone()),
+            files: FilesClient::new(channel),
+        }
     }
 
     /// Starts a script; the same request again gives the same script.

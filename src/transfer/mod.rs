@@ -41,6 +41,7 @@ use partial::Freed;
 pub use digest::Digest;
 pub use path::{PathError, Place, RelativePath};
 pub use receive::{Offer, Receive, Receiving, receive_local};
+pub(crate) use send::read_chunk;
 pub use send::{Sending, digest_file};
 
 /// The greatest piece of a content in one message: well below gRPC's 4 MiB.

@@ -58,7 +58,7 @@ impl Sending {
 }
 
 /// Up to one chunk of a file, not beyond `end`; empty at the end.
-pub(super) fn read_chunk(file: &File, offset: u64, end: u64) -> io::Result<Bytes> {
+pub(crate) fn read_chunk(file: &File, offset: u64, end: u64) -> io::Result<Bytes> {
     let left = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX);
     let mut chunk = vec![0; left.min(CHUNK_BYTES)];
     let count = file.read_at(&mut chunk, offset)?;
