@@ -180,6 +180,24 @@ impl From<ClientError> for Failure {
                     "QUEUE_FULL" => Some("`baton queue` shows what is in it; try again later"),
                     "SCRIPT_ID_CONFLICT" => Some("an id stands for one request; choose another id"),
                     "SCRIPT_NOT_FOUND" => Some("`baton list` shows the known scripts"),
+                    "ROOT_NOT_FOUND" | "ROOT_UNUSABLE" => {
+                        Some("the agent's agent.toml names its roots, in its table [files]")
+                    }
+                    "ROOT_READ_ONLY" => {
+                        Some("the agent's agent.toml may give it access = \"read-write\"")
+                    }
+                    "PATH_IS_LINK" => Some("name the file itself, or make its folder a root"),
+                    "FILE_KIND_WRONG" => {
+                        Some("to push into a folder, end its path with / (ROOT:FOLDER/)")
+                    }
+                    "OTHER_FILE_SYSTEM" => Some("make it a root of its own"),
+                    "DISK_FULL" => {
+                        Some("make room; the agent's files.min_free_bytes is what stays free")
+                    }
+                    "FILE_TOO_LARGE" => Some("the agent's files.max_file_bytes is the limit"),
+                    "DIGEST_MISMATCH" => {
+                        Some("the file was changed while it was sent; push it again")
+                    }
                     _ => None,
                 };
                 (exit_code(*status), hint)

@@ -8,8 +8,12 @@ mod flock;
 mod identity;
 mod list;
 mod logs;
+mod moving;
 mod mutex;
+mod pull;
+mod push;
 mod reach;
+mod remote;
 mod run;
 mod screen;
 mod show;
@@ -32,6 +36,7 @@ Examples:
   baton run --bypass-mutex deploy.sh           run it beside others that bypass
   baton run --target web-1 deploy.sh           run it on another machine
   baton queue                                  who runs, who waits, and for whom
+  baton push -t web-1 app.tar.gz files:        bring a file to another machine
   baton mutex run log -- sh -c 'date >> log'   protect a command with a named mutex
   baton flock /tmp/build.lock make             flock(1), in order of arrival
   baton demo                                   see five projects share a machine
@@ -100,6 +105,8 @@ enum Command {
     List(list::ListArgs),
     Logs(logs::LogsArgs),
     Cancel(cancel::CancelArgs),
+    Push(push::PushArgs),
+    Pull(pull::PullArgs),
     Mutex(mutex::MutexArgs),
     Flock(flock::FlockArgs),
     Agent(agent::AgentArgs),
@@ -184,6 +191,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::List(args) => asynchronous(list::list(args, folders)),
         Command::Logs(args) => asynchronous(logs::logs(args, folders)),
         Command::Cancel(args) => asynchronous(cancel::cancel(args, folders)),
+        Command::Push(args) => asynchronous(push::push(args, folders)),
+        Command::Pull(args) => asynchronous(pull::pull(args, folders)),
         Command::Demo(args) => asynchronous(demo::demo(args, folders)),
         Command::Mutex(args) => mutex::mutex(args, &folders.mutex),
         Command::Flock(args) => {
