@@ -194,8 +194,6 @@ impl Agent {
         let store = Store::open(&settings.state.join("agent.db"))?;
         let queue = Queue::new(settings.queue_length, store.max_seq().await?);
         let transfers = Arc::new(Transfers::new(&settings.state, &settings.files));
-        let broken = Arc::clone(&transfers);
-        blocking(move || broken.recover()).await?;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let watcher = FileWatcher::start(&tasks, stop.clone()).map_err(failed(&settings.state))?;
         let agent = Self {
@@ -216,6 +214,9 @@ impl Agent {
             }),
         };
         agent.recover().await?;
+        let transfers = Arc::clone(agent.transfers());
+        // Beside the rest: a root may be on a disk that doesn't answer.
+        agent.spawn(async move { blocking(move || transfers.recover()).await.unwrap_or(()) });
         agent.spawn(agent.clone().run_launcher());
         Ok(agent)
     }

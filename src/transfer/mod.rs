@@ -264,7 +264,7 @@ impl Transfers {
             let recover = || {
                 let staging = Folder::open(&root.path)?.child(path::STAGING)?;
                 partial::sweep(&staging, SystemTime::now())?;
-                partial::trim_all(&staging)
+                partial::trim_all(&staging, &self.freed)
             };
             match recover() {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -205,8 +205,17 @@ fn lock(folder: &Folder, name: &str) -> io::Result<Option<File>> {
 
 /// Removes what is too old or too much. What is being written to stays.
 pub(super) fn sweep(folder: &Folder, now: SystemTime) -> io::Result<()> {
+    sweep_only(folder, now, |_| true)
+}
+
+/// Removes what is too old or too much of a folder that has other files too.
+pub(super) fn sweep_only(
+    folder: &Folder,
+    now: SystemTime,
+    is_partial: impl Fn(&str) -> bool,
+) -> io::Result<()> {
     let mut kept = Vec::new();
-    for name in folder.names()? {
+    for name in folder.names()?.into_iter().filter(|name| is_partial(name)) {
         if folder.find(&name)?.0 != Found::File {
             continue;
         }
@@ -230,7 +239,7 @@ pub(super) fn sweep(folder: &Folder, now: SystemTime) -> io::Result<()> {
 }
 
 /// Gives back what uploads of a killed agent had reserved.
-pub(super) fn trim_all(folder: &Folder) -> io::Result<()> {
+pub(super) fn trim_all(folder: &Folder, freed: &Freed) -> io::Result<()> {
     for name in folder.names()? {
         if folder.find(&name)?.0 == Found::File
             && let Some(file) = lock(folder, &name)?
@@ -240,6 +249,8 @@ pub(super) fn trim_all(folder: &Folder) -> io::Result<()> {
             trim(&file);
             file.set_modified(time)?;
             file.unlock()?;
+            // An upload may have come meanwhile (rule 2).
+            freed.ring();
         }
     }
     Ok(())
@@ -322,7 +333,7 @@ mod tests {
         again.reserve(1 << 20).unwrap();
         let descriptor = again.file.try_clone().unwrap();
         again.file.unlock().unwrap();
-        trim_all(&folder(&root)).unwrap();
+        trim_all(&folder(&root), &freed).unwrap();
         assert!(descriptor.metadata().unwrap().blocks() * 512 < 1 << 20);
     }
 
