@@ -11,7 +11,7 @@ use jiff::Timestamp;
 
 use super::digest::{Digest, Digesting};
 use super::folder::Folder;
-use super::partial::{Freed, Partial, add_file};
+use super::partial::{Freed, Partial, add_file, sweep_only};
 use super::path::RelativePath;
 use super::step::step;
 use super::walk::{Missing, descend, is_file};
@@ -236,10 +236,76 @@ pub fn receive_local(path: &Path, offer: Offer) -> Result<Receive, TransferError
     };
     let root = Folder::open(folder).map_err(failed)?;
     let staging = root.again().map_err(failed)?;
-    // Long enough to be this content's, short enough for a name.
-    let digest = offer.digest.to_string();
-    let stem = format!(".{}.{}.part", name.chars().take(48).collect::<String>(), &digest[..16]);
+    let stem = local_stem(name, offer.digest);
+    let others = |other: &str| is_local_partial(other, name);
+    sweep_only(&staging, SystemTime::now(), others).map_err(failed)?;
     let path = RelativePath { folders: Vec::new(), name: name.to_owned() };
     let ground = Ground { root, staging, stem, path, place: place.clone(), min_free_bytes: 0 };
     begin(ground, offer, &Arc::default())
+}
+
+/// How many digits of a digest a name has: enough to be one content's.
+const STEM_DIGITS: usize = 16;
+/// What a partial file beside its place is called behind its digest.
+const STEM_END: &str = ".part";
+
+/// The name of a file's partial content beside its place, without its number. It is hidden, and short
+/// enough for a name.
+fn local_stem(name: &str, digest: Digest) -> String {
+    let digits = digest.to_string();
+    format!("{}{}{STEM_END}", local_start(name), &digits[..STEM_DIGITS])
+}
+
+fn local_start(name: &str) -> String {
+    format!(".{}.", name.chars().take(48).collect::<String>())
+}
+
+/// Whether it is a partial content of the file of that name, of whatever digest and number.
+fn is_local_partial(other: &str, name: &str) -> bool {
+    let rest =
+        other.strip_prefix(&local_start(name)).and_then(|rest| rest.split_at_checked(STEM_DIGITS));
+    rest.is_some_and(|(digits, rest)| {
+        let number = rest.strip_prefix(STEM_END).and_then(|rest| rest.strip_prefix('.'));
+        digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+            && number.is_some_and(|number| number.parse::<u32>().is_ok())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_partial_contents_of_the_same_file_are_swept_beside_it() {
+        let stem = local_stem("app.tar", Digest::of(b"x"));
+        assert!(is_local_partial(&format!("{stem}.0"), "app.tar"));
+        assert!(is_local_partial(&format!("{stem}.17"), "app.tar"));
+        for other in
+            ["app.tar", ".app.tar", ".app.tar.conf", &stem, ".app.tar.0123456789abcdef.part.x"]
+        {
+            assert!(!is_local_partial(other, "app.tar"), "{other}");
+        }
+        assert!(!is_local_partial(&format!("{stem}.0"), "app"));
+        assert!(!is_local_partial(&format!("{stem}.0"), "other.tar"));
+    }
+
+    #[test]
+    fn what_an_old_pull_left_beside_the_file_goes_and_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        let old = root.path().join(format!("{}.0", local_stem("app", Digest::of(b"old"))));
+        let own = root.path().join(".app.conf");
+        for path in [&old, &own] {
+            crate::durable::replace_file(path, b"x", 0o600).unwrap();
+            let time = SystemTime::now() - super::super::partial::KEPT_FOR * 2;
+            File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+        }
+        let offer = Offer { size: 0, digest: Digest::of(b""), mode: 0o644, modified: None };
+        let Receive::More(receiving) = receive_local(&root.path().join("app"), offer).unwrap()
+        else {
+            panic!("it is not there");
+        };
+        receiving.finish().unwrap();
+        assert!(!old.exists());
+        assert!(own.exists() && root.path().join("app").exists());
+    }
 }
