@@ -165,8 +165,10 @@ impl v1::files_server::Files for Service {
         let permit = self.permit()?;
         let (place, offer) = parse_start(next_part(&mut requests).await?)?;
         let span = info_span!("Upload", %place, size = offer.size, caller);
-        let begin = self.work(move |transfers| transfers.receive(&place, offer));
-        let stage = Stage::Begun(begin.instrument(span.clone()).await?);
+        // The work keeps the permit: it goes on for a while when its caller has gone.
+        let begin = self.work(move |transfers| Ok((transfers.receive(&place, offer)?, permit)));
+        let (receive, permit) = begin.instrument(span.clone()).await?;
+        let stage = Stage::Begun(receive);
         Ok(self.events(Upload { requests, stage, span, _permit: permit }))
     }
 
@@ -194,8 +196,12 @@ impl v1::files_server::Files for Service {
         let place = parse_place(root, &path)?;
         // Reading a whole file is work like sending it.
         let permit = with_sha256.then(|| self.permit()).transpose()?;
-        let file = self.work(move |transfers| transfers.stat(&place, with_sha256)).await?;
-        drop(permit);
+        let stat = move |transfers: &Transfers| {
+            let file = transfers.stat(&place, with_sha256);
+            drop(permit);
+            file
+        };
+        let file = self.work(stat).await?;
         Ok(Response::new(v1::StatResponse { file: Some(file.into()) }))
     }
 }
