@@ -347,7 +347,8 @@ fn start(place: &Place, offer: &Offer) -> v1::UploadStart {
 fn moved(done: v1::UploadDone, moved_bytes: u64) -> Result<Moved, FileError> {
     let file = done.file.ok_or(WireError::Field("file")).and_then(FileInfo::try_from);
     let file = file.map_err(ClientError::from)?;
-    Ok(Moved { file, moved_bytes, unchanged: done.unchanged })
+    // What is there may be what an earlier try of this push brought: its answer was lost.
+    Ok(Moved { file, moved_bytes, unchanged: done.unchanged && moved_bytes == 0 })
 }
 
 fn local_error(path: &Path, source: io::Error) -> FileError {
