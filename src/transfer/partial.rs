@@ -191,16 +191,35 @@ fn trim(file: &File) {
 fn lock(folder: &Folder, name: &str) -> io::Result<Option<File>> {
     for _ in 0..MAX_TRIES {
         let file = folder.open_or_new_file(name)?;
-        if !os::try_lock_exclusive(&file)? {
-            return Ok(None);
+        match claim(folder, name, &file)? {
+            Claim::Ours => return Ok(Some(file)),
+            Claim::Others => return Ok(None),
+            Claim::Moved => {}
         }
-        // Rule 3.
-        if folder.find(name)?.1 == Some(inode(&file.metadata()?)) {
-            return Ok(Some(file));
-        }
-        file.unlock()?;
     }
     Err(io::ErrorKind::ResourceBusy.into())
+}
+
+/// What comes of a try to lock an opened file.
+#[derive(Debug, PartialEq, Eq)]
+enum Claim {
+    Ours,
+    /// Another upload has it.
+    Others,
+    /// It has lost its name since it was opened.
+    Moved,
+}
+
+fn claim(folder: &Folder, name: &str, file: &File) -> io::Result<Claim> {
+    if !os::try_lock_exclusive(file)? {
+        return Ok(Claim::Others);
+    }
+    // Rule 3.
+    if folder.find(name)?.1 == Some(inode(&file.metadata()?)) {
+        return Ok(Claim::Ours);
+    }
+    file.unlock()?;
+    Ok(Claim::Moved)
 }
 
 /// Removes what is too old or too much. What is being written to stays.
@@ -303,7 +322,13 @@ mod tests {
         let freed = Arc::new(Freed::default());
         let mut first = take(&root, &freed);
         first.write(b"whole", 0).unwrap();
+        // Opened before the move, locked after it.
+        let opened = folder(&root).open_or_new_file("content.0").unwrap();
+        let claimed = || claim(&folder(&root), "content.0", &opened).unwrap();
+        assert_eq!(claimed(), Claim::Others);
         first.move_to(&folder(&root), "placed").unwrap();
+        drop(first);
+        assert_eq!(claimed(), Claim::Moved);
         let second = take(&root, &freed);
         second.write(b"XX", 0).unwrap();
         assert_eq!(std::fs::read(root.path().join("placed")).unwrap(), b"whole");
