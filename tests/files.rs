@@ -601,11 +601,13 @@ async fn a_folder_is_pushed_with_what_is_in_it_and_without_links() {
         support::write(&site.join(name), name);
     }
     symlink("/etc/passwd", site.join("passwd")).unwrap();
+    symlink(site.join("css"), site.join("styles")).unwrap();
     let words = ["push", &site.display().to_string(), "files:www"];
     let (code, out, error) = finish(world.baton_at("a").args(words));
     assert_eq!(code, 0, "{error}");
     assert_eq!(out.lines().count(), 3, "{out}");
     assert!(error.contains("passwd is a symbolic link: left out"), "{error}");
+    assert!(error.contains("styles is a symbolic link: left out"), "{error}");
     for name in ["index.html", "css/a.css", "css/deep/ü b.css"] {
         let there = std::fs::read_to_string(root(&agent).join("www").join(name)).unwrap();
         assert_eq!(there, name);
