@@ -146,9 +146,11 @@ impl Agent {
         }
         // Its end is told before the store has it: without it the script would be run again.
         self.is_over(id).await;
+        let found = self.inner.store.get(id).await?;
+        let record = found.ok_or_else(|| AgentError::NotFound(id.clone()))?;
         let workspace = self.workspace(id);
         super::blocking(move || workspace.remove()).await??;
-        self.inner.store.forget(id).await?;
+        self.inner.store.forget(record.seq).await?;
         info!("forgotten");
         Ok(())
     }

@@ -15,6 +15,7 @@ mod attend;
 mod end;
 mod follow;
 mod launch;
+mod list;
 mod lock;
 mod orphans;
 pub mod queue;
@@ -43,7 +44,7 @@ use queue::{Queue, QueueFull};
 use table::Table;
 
 pub use follow::{Follow, Followed};
-pub use scripts::{ListCursor, ListFilter, Page};
+pub use list::{ListCursor, ListFilter, ListOrder, Page};
 pub use table::Counts;
 
 /// What an agent is told once, at its start.

@@ -216,6 +216,12 @@ impl Queue {
         let later = self.entries.range(arrival.saturating_add(1)..);
         later.map(|(arrival, entry)| (*arrival, &entry.id))
     }
+
+    /// The scripts that arrived before a number, the last one first, each with its own.
+    pub fn before(&self, arrival: u64) -> impl Iterator<Item = (u64, &ScriptId)> {
+        let earlier = self.entries.range(..arrival).rev();
+        earlier.map(|(arrival, entry)| (*arrival, &entry.id))
+    }
 }
 
 #[cfg(test)]

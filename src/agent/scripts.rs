@@ -1,55 +1,20 @@
-//! What clients ask about scripts: start, get, list. How they end is in [`super::end`].
+//! What clients ask about scripts: start, get. Lists are in [`super::list`], ends in [`super::end`].
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use tracing::{Instrument as _, debug, info};
+use tracing::{Instrument as _, debug, info, warn};
 
 use super::{Agent, AgentError};
-use crate::script::{Phase, ScriptId};
+use crate::mutex::MutexName;
+use crate::script::{Isolation, Phase, ScriptId};
 use crate::snapshot::Snapshot;
 use crate::spec::Spec;
-use crate::store::{Accepted, DoneCursor, DoneFilter, Record};
+use crate::store::{Accepted, Record};
 use crate::wire::{decode_spec, encode_spec};
 
-/// Which scripts a list has.
-#[derive(Debug, Clone, Default)]
-pub struct ListFilter {
-    /// Whether those who are not done are in it, by the name of their phase; `None`: all of them.
-    pub phases: Option<Vec<&'static str>>,
-    /// Labels that they must have.
-    pub labels: BTreeMap<String, String>,
-}
-
-/// A place in a list: just behind a script.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ListCursor {
-    /// One that is not done; the number of its arrival.
-    Living(u64),
-    /// One that is done.
-    Done(DoneCursor),
-}
-
-/// A page of a list.
-#[derive(Debug, Clone)]
-pub struct Page {
-    /// The scripts.
-    pub scripts: Vec<Snapshot>,
-    /// Where the next page starts; `None`: this is the last.
-    pub next: Option<ListCursor>,
-}
-
-impl ListFilter {
-    fn wants(&self, phase: &'static str) -> bool {
-        self.phases.as_ref().is_none_or(|phases| phases.contains(&phase))
-    }
-
-    fn matches(&self, snapshot: &Snapshot) -> bool {
-        self.wants(snapshot.phase.name())
-            && self.labels.iter().all(|(key, value)| snapshot.labels.get(key) == Some(value))
-    }
-}
+/// What is shown of a script whose request can't be read any more.
+const DAMAGED: &str = "(its request in the database is damaged)";
 
 impl Agent {
     /// Accepts a script; it is on disk when this returns. The same request again gives the same
@@ -109,7 +74,7 @@ impl Agent {
             Ok(Accepted::Existing(record)) => {
                 drop(self.table().remove(id));
                 self.queue_changed();
-                return self.same_request(spec, &record);
+                return Self::same_request(spec, *record);
             }
             Err(error) => {
                 drop(self.table().remove(id));
@@ -144,7 +109,7 @@ impl Agent {
             return Ok(Some(snapshot));
         }
         match self.inner.store.get(id).await? {
-            Some(record) => self.same_request(spec, &record).map(Some),
+            Some(record) => Self::same_request(spec, record).map(Some),
             None => Ok(None),
         }
     }
@@ -165,13 +130,13 @@ impl Agent {
         }
     }
 
-    fn same_request(&self, spec: &Spec, record: &Record) -> Result<Snapshot, AgentError> {
-        let stored = stored_spec(record)?;
+    fn same_request(spec: &Spec, record: Record) -> Result<Snapshot, AgentError> {
+        let stored = stored_spec(&record)?;
         let fields = stored.differences(spec);
         if fields.is_empty() {
-            return self.from_record(record);
+            return Ok(stored_snapshot(record));
         }
-        Err(AgentError::IdConflict { id: record.id.clone(), fields })
+        Err(AgentError::IdConflict { id: record.id, fields })
     }
 
     /// How a script stands.
@@ -183,71 +148,34 @@ impl Agent {
             return Ok(snapshot);
         }
         match self.inner.store.get(id).await? {
-            Some(record) => self.from_record(&record),
+            Some(record) => Ok(stored_snapshot(record)),
             None => Err(AgentError::NotFound(id.clone())),
         }
     }
+}
 
-    /// A page of scripts: first those that are not done in order of arrival, then the others,
-    /// newest first.
-    ///
-    /// # Errors
-    /// When the store can't be read.
-    pub async fn list(
-        &self,
-        filter: &ListFilter,
-        after: Option<ListCursor>,
-        limit: usize,
-    ) -> Result<Page, AgentError> {
-        let mut scripts = Vec::new();
-        let after_done = match after {
-            Some(ListCursor::Done(cursor)) => Some(cursor),
-            Some(ListCursor::Living(_)) | None => {
-                let from = if let Some(ListCursor::Living(arrival)) = after { arrival } else { 0 };
-                let table = self.table();
-                let found = table.snapshots(from).filter(|(_, script)| filter.matches(script));
-                for (arrival, script) in found {
-                    scripts.push(script);
-                    if scripts.len() == limit {
-                        return Ok(Page { scripts, next: Some(ListCursor::Living(arrival)) });
-                    }
-                }
-                None
-            }
-        };
-        if !filter.wants("done") {
-            return Ok(Page { scripts, next: None });
-        }
-        let room = limit - scripts.len();
-        let done = DoneFilter { labels: filter.labels.clone() };
-        let records = self.inner.store.done_page(done, after_done, room + 1).await?;
-        let last = records.get(room).and_then(|_| records[..room].last());
-        let next = last.map(|record| ListCursor::Done(DoneCursor::of(record)));
-        for record in records.iter().take(room) {
-            scripts.push(self.from_record(record)?);
-        }
-        Ok(Page { scripts, next })
+/// How a script of the store stands. One whose request is damaged is shown without it.
+pub(super) fn stored_snapshot(record: Record) -> Snapshot {
+    let spec = stored_spec(&record);
+    if let Err(error) = &spec {
+        warn!(script_id = %record.id, error = crate::text::chain(error), "shown in part");
     }
-
-    /// How a script of the store stands.
-    #[expect(clippy::unused_self, clippy::wrong_self_convention, reason = "reads as a method")]
-    fn from_record(&self, record: &Record) -> Result<Snapshot, AgentError> {
-        let spec = stored_spec(record)?;
-        Ok(Snapshot {
-            script_id: record.id.clone(),
-            phase: record.phase.clone(),
-            labels: spec.labels.clone(),
-            isolation: spec.isolation,
-            mutex: spec.mutex.clone(),
-            exclusive_key: spec.exclusive_key.clone(),
-            waits: Vec::new(),
-            queued_at: record.queued_at,
-            started_at: record.started_at,
-            ended_at: record.ended_at,
-            output_bytes: record.output_bytes,
-            stuck: Vec::new(),
-            summary: spec.summary(),
-        })
+    let spec = spec.ok();
+    let mutex = spec.as_ref().map(|spec| spec.mutex.clone());
+    Snapshot {
+        script_id: record.id,
+        phase: record.phase,
+        labels: record.labels,
+        isolation: spec.as_ref().map_or(Isolation::Exclusive, |spec| spec.isolation),
+        mutex: mutex.or(record.mutex.parse().ok()).unwrap_or_else(MutexName::machine),
+        exclusive_key: spec.as_ref().and_then(|spec| spec.exclusive_key.clone()),
+        waits: Vec::new(),
+        queued_at: record.queued_at,
+        started_at: record.started_at,
+        ended_at: record.ended_at,
+        output_bytes: record.output_bytes,
+        stuck: Vec::new(),
+        summary: spec.map_or_else(|| DAMAGED.to_owned(), |spec| spec.summary()),
     }
 }
 

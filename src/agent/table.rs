@@ -178,6 +178,12 @@ impl Table {
         later.filter_map(|(arrival, id)| Some((arrival, self.snapshot(id)?)))
     }
 
+    /// The accepted scripts that arrived before a number, the last one first, each with its own.
+    pub(super) fn snapshots_before(&self, arrival: u64) -> impl Iterator<Item = (u64, Snapshot)> {
+        let earlier = self.queue.before(arrival);
+        earlier.filter_map(|(arrival, id)| Some((arrival, self.snapshot(id)?)))
+    }
+
     /// How an accepted script stands.
     pub(super) fn snapshot(&self, id: &ScriptId) -> Option<Snapshot> {
         let living = self.living.get(id).filter(|living| living.accepted)?;

@@ -154,26 +154,38 @@ impl Client {
         labels: &BTreeMap<String, String>,
         limit: usize,
     ) -> Result<Vec<Snapshot>, ClientError> {
+        let request = v1::ListRequest {
+            phases: phases.iter().map(|phase| i32::from(*phase)).collect(),
+            labels: labels.clone().into_iter().collect(),
+            ..v1::ListRequest::default()
+        };
+        Ok(self.find(request, limit).await?.0)
+    }
+
+    /// Up to `limit` of the scripts that a request asks for, as many pages as that takes; and whether
+    /// there are more.
+    ///
+    /// # Errors
+    /// When the agent refuses or can't be reached.
+    pub async fn find(
+        &self,
+        mut request: v1::ListRequest,
+        limit: usize,
+    ) -> Result<(Vec<Snapshot>, bool), ClientError> {
         let mut scripts = Vec::new();
-        let mut page_token = String::new();
         while scripts.len() < limit {
             let left = u32::try_from(limit - scripts.len()).unwrap_or(u32::MAX);
-            let request = v1::ListRequest {
-                phases: phases.iter().map(|phase| i32::from(*phase)).collect(),
-                labels: labels.clone().into_iter().collect(),
-                page_size: left.min(1000),
-                page_token,
-            };
-            let page = self.scripts.clone().list(request).await?.into_inner();
+            request.page_size = left.min(1000);
+            let page = self.scripts.clone().list(request.clone()).await?.into_inner();
             for message in page.scripts {
                 scripts.push(Snapshot::try_from(message)?);
             }
-            page_token = page.next_page_token;
-            if page_token.is_empty() {
-                break;
+            request.page_token = page.next_page_token;
+            if request.page_token.is_empty() {
+                return Ok((scripts, false));
             }
         }
-        Ok(scripts)
+        Ok((scripts, true))
     }
 
     /// Asks a script to stop.

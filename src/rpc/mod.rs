@@ -4,6 +4,7 @@
 
 mod agent;
 mod files;
+mod list;
 pub mod listen;
 mod scripts;
 mod status;

@@ -8,21 +8,15 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use tracing::{Instrument as _, info_span};
 
+use super::list::{self, Query};
 use super::listen::caller;
 use super::status;
-use crate::agent::{Agent, Follow, Followed, ListCursor, ListFilter};
+use crate::agent::{Agent, Follow, Followed};
 use crate::script::ScriptId;
 use crate::snapshot::Snapshot;
 use crate::spec::Spec;
-use crate::store::DoneCursor;
 use crate::wire::{to_timestamp, v1};
 
-/// How many scripts a page has when the request doesn't say.
-const DEFAULT_PAGE_SIZE: u32 = 100;
-/// How many scripts a request may ask for.
-const MAX_PAGE_SIZE: u32 = 1000;
-/// How many scripts a page has at most: each may name many others, and a message has a limit.
-const LARGEST_PAGE: u32 = 100;
 /// The longest reason of a cancel, in bytes.
 const MAX_REASON_BYTES: usize = 1024;
 
@@ -131,15 +125,12 @@ impl v1::scripts_server::Scripts for Service {
         &self,
         request: Request<v1::ListRequest>,
     ) -> Result<Response<v1::ListResponse>, Status> {
-        let request = request.into_inner();
-        let limit = page_size(request.page_size)?;
-        let after = parse_token(&request.page_token)?;
-        let phases = phase_names(&request.phases)?;
-        let filter = ListFilter { phases, labels: request.labels.into_iter().collect() };
-        let page = self.agent.list(&filter, after, limit).await.map_err(|e| status::agent(&e))?;
+        let Query { filter, order, after, limit } = Query::parse(request.into_inner())?;
+        let page = self.agent.list(&filter, order, after, limit).await;
+        let page = page.map_err(|e| status::agent(&e))?;
         Ok(Response::new(v1::ListResponse {
             scripts: page.scripts.into_iter().map(v1::Script::from).collect(),
-            next_page_token: page.next.map(token).unwrap_or_default(),
+            next_page_token: page.next.map(list::token).unwrap_or_default(),
         }))
     }
 
@@ -172,55 +163,6 @@ impl v1::scripts_server::Scripts for Service {
         self.agent.forget(&id).instrument(span).await.map_err(|e| status::agent(&e))?;
         Ok(Response::new(v1::ForgetResponse {}))
     }
-}
-
-fn page_size(asked: u32) -> Result<usize, Status> {
-    let size = if asked == 0 { DEFAULT_PAGE_SIZE } else { asked };
-    if size > MAX_PAGE_SIZE {
-        return Err(status::field("page_size", "is out of range: 1 to 1000"));
-    }
-    let size = size.min(LARGEST_PAGE);
-    usize::try_from(size).map_err(|_| status::field("page_size", "is out of range"))
-}
-
-fn phase_names(phases: &[i32]) -> Result<Option<Vec<&'static str>>, Status> {
-    let name = |phase: &i32| match v1::Phase::try_from(*phase) {
-        Ok(v1::Phase::Queued) => Ok("queued"),
-        Ok(v1::Phase::Waiting) => Ok("waiting"),
-        Ok(v1::Phase::Running) => Ok("running"),
-        Ok(v1::Phase::Stopping) => Ok("stopping"),
-        Ok(v1::Phase::Done) => Ok("done"),
-        Ok(v1::Phase::Unspecified) | Err(_) => {
-            Err(status::field("phases", "has one that is not known"))
-        }
-    };
-    let names = phases.iter().map(name).collect::<Result<Vec<_>, _>>()?;
-    Ok((!names.is_empty()).then_some(names))
-}
-
-/// Opaque to clients: `l7` is behind the living script with arrival 7, `d7` behind the done one.
-fn token(cursor: ListCursor) -> String {
-    match cursor {
-        ListCursor::Living(arrival) => format!("l{arrival}"),
-        ListCursor::Done(DoneCursor { seq }) => format!("d{seq}"),
-    }
-}
-
-fn parse_token(token: &str) -> Result<Option<ListCursor>, Status> {
-    if token.is_empty() {
-        return Ok(None);
-    }
-    let parse = || {
-        let (kind, number) = token.split_at_checked(1)?;
-        let number = number.parse().ok()?;
-        match kind {
-            "l" => Some(ListCursor::Living(number)),
-            "d" => Some(ListCursor::Done(DoneCursor { seq: number })),
-            _ => None,
-        }
-    };
-    let unknown = || status::field("page_token", "is none that this agent gave out");
-    parse().map(Some).ok_or_else(unknown)
 }
 
 impl From<Followed> for v1::ScriptEvent {

@@ -7,8 +7,12 @@
 //! 3. The schema has a version. An older one is migrated, one step after the other; a newer one is
 //!    refused.
 //!
+//! 4. A row that is damaged holds up no other: what can be read of it is shown, its outcome as lost.
+//!
 //! It keeps requests as bytes and doesn't know what they mean.
 
+mod history;
+mod kept;
 mod schema;
 mod worker;
 
@@ -22,6 +26,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::script::{Labels, Phase, ScriptId};
 use worker::Command;
+
+pub use kept::{Kept, Oldest};
 
 /// How many calls may wait for the thread before callers wait to call.
 const MAX_WAITING_CALLS: usize = 256;
@@ -93,6 +99,32 @@ impl ScriptUpdate {
 pub struct DoneFilter {
     /// Labels that they must have.
     pub labels: BTreeMap<String, String>,
+    /// Not those that had ended before.
+    pub since: Option<Timestamp>,
+    /// Only those that were accepted before.
+    pub until: Option<Timestamp>,
+    /// How they may have ended; empty: in any way.
+    pub outcomes: Vec<OutcomeFilter>,
+}
+
+/// One way to have ended, or several that are asked for together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutcomeFilter {
+    /// Exited with 0.
+    Succeeded,
+    /// Neither succeeded nor cancelled.
+    Failed,
+    /// The kind of the outcome, as its JSON names it.
+    Kind(&'static str),
+}
+
+/// Scripts that are done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DonePage {
+    /// The scripts. A row without a readable id is left out.
+    pub records: Vec<Record>,
+    /// Where the next page starts; `None`: there are no more.
+    pub next: Option<DoneCursor>,
 }
 
 /// A place in the list of scripts that are done: just behind one of them.
@@ -100,13 +132,6 @@ pub struct DoneFilter {
 pub struct DoneCursor {
     /// The number of that script's arrival.
     pub seq: u64,
-}
-
-impl DoneCursor {
-    /// The place just behind a script.
-    pub fn of(record: &Record) -> Self {
-        Self { seq: record.seq }
-    }
 }
 
 /// What the store could not do.
@@ -203,7 +228,7 @@ impl Store {
         self.call(Command::Living).await
     }
 
-    /// Scripts that are done, the newest arrival first.
+    /// Up to `limit` scripts that are done, the newest arrival first.
     ///
     /// # Errors
     /// When they can't be read.
@@ -212,16 +237,55 @@ impl Store {
         filter: DoneFilter,
         after: Option<DoneCursor>,
         limit: usize,
-    ) -> Result<Vec<Record>, StoreError> {
+    ) -> Result<DonePage, StoreError> {
         self.call(|reply| Command::DonePage { filter, after, limit, reply }).await
     }
 
-    /// Removes a script if it is done; says whether it did.
+    /// Removes the script that arrived as number `seq`, if it is done; says whether it did.
+    ///
+    /// # Durability
+    /// On disk when it returns.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub async fn forget(&self, id: &ScriptId) -> Result<bool, StoreError> {
-        self.call(|reply| Command::Forget(id.clone(), reply)).await
+    pub async fn forget(&self, seq: u64) -> Result<bool, StoreError> {
+        self.call(|reply| Command::Forget(seq, reply)).await
+    }
+
+    /// How many scripts that are done there are, what they take, and the `limit` that ended first.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub async fn kept(&self, limit: usize) -> Result<Kept, StoreError> {
+        self.call(|reply| Command::Kept(limit, reply)).await
+    }
+
+    /// Up to `limit` scripts that are done and of which nobody knows what they take: id (if
+    /// it can be read) and number of arrival.
+    ///
+    /// # Errors
+    /// When they can't be read.
+    pub async fn unmeasured(
+        &self,
+        limit: usize,
+    ) -> Result<Vec<(Option<ScriptId>, u64)>, StoreError> {
+        self.call(|reply| Command::Unmeasured(limit, reply)).await
+    }
+
+    /// Remembers what the workspace of a script takes; its request is added.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub async fn measured(&self, seq: u64, bytes: u64) -> Result<(), StoreError> {
+        self.call(|reply| Command::Measured(seq, bytes, reply)).await
+    }
+
+    /// Those of the ids that no script has.
+    ///
+    /// # Errors
+    /// When they can't be looked up.
+    pub async fn unknown(&self, ids: Vec<ScriptId>) -> Result<Vec<ScriptId>, StoreError> {
+        self.call(|reply| Command::Unknown(ids, reply)).await
     }
 
     /// The greatest number of arrival so far.

@@ -10,7 +10,9 @@ use rusqlite::{Connection, OpenFlags};
 use super::StoreError;
 
 /// Each step brings the schema from one version to the next. Never change one that was released.
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [FIRST, HISTORY];
+
+pub(super) const FIRST: &str = "
     CREATE TABLE scripts (
         id           TEXT PRIMARY KEY,
         seq          INTEGER NOT NULL UNIQUE,   -- order of arrival
@@ -26,7 +28,48 @@ const STEPS: [&str; 1] = ["
         output_bytes INTEGER NOT NULL
     ) STRICT;
     CREATE INDEX scripts_by_arrival ON scripts (done, seq);
-"];
+";
+
+/// What history is asked by, and what its limits count. No request is read to answer: they are large.
+/// A row that is damaged holds up no step: its outcome counts as lost.
+const HISTORY: &str = "
+    ALTER TABLE scripts ADD COLUMN outcome TEXT;        -- the outcome's kind, when it is done
+    ALTER TABLE scripts ADD COLUMN exit_code INTEGER;   -- of the kind 'exited'
+    ALTER TABLE scripts ADD COLUMN disk_bytes INTEGER;  -- of all that is kept of it; NULL: not known
+    UPDATE scripts SET
+        ended_at = coalesce(ended_at, started_at, queued_at),
+        outcome = CASE
+            WHEN NOT json_valid(phase) THEN 'lost'
+            WHEN json_type(phase, '$.outcome.kind.kind') = 'text'
+                THEN json_extract(phase, '$.outcome.kind.kind')
+            ELSE 'lost' END,
+        exit_code = CASE
+            WHEN NOT json_valid(phase) THEN NULL
+            WHEN json_type(phase, '$.outcome.kind.code') = 'integer'
+                THEN json_extract(phase, '$.outcome.kind.code') END
+        WHERE done = 1;
+    CREATE TABLE script_labels (
+        key   TEXT NOT NULL,
+        value TEXT NOT NULL,
+        seq   INTEGER NOT NULL,                         -- the script's
+        PRIMARY KEY (key, value, seq)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX script_labels_by_script ON script_labels (seq);
+    INSERT OR IGNORE INTO script_labels SELECT label.key, label.value, scripts.seq
+        FROM scripts, json_each(CASE WHEN json_valid(labels) THEN labels ELSE '{}' END) AS label
+        WHERE label.type = 'text';
+    CREATE TRIGGER scripts_inserted AFTER INSERT ON scripts BEGIN
+        INSERT INTO script_labels SELECT key, value, NEW.seq FROM json_each(NEW.labels);
+    END;
+    CREATE TRIGGER scripts_deleted AFTER DELETE ON scripts BEGIN
+        DELETE FROM script_labels WHERE seq = OLD.seq;
+    END;
+    DROP INDEX scripts_by_arrival;
+    CREATE INDEX scripts_by_arrival
+        ON scripts (done, seq, queued_at, ended_at, outcome, exit_code);
+    CREATE INDEX scripts_by_end ON scripts (ended_at, seq, disk_bytes) WHERE done = 1;
+    CREATE INDEX scripts_unmeasured ON scripts (seq) WHERE done = 1 AND disk_bytes IS NULL;
+";
 
 /// How long another reader, an operator's `sqlite3` say, may hold things up.
 const BUSY_LIMIT: Duration = Duration::from_secs(10);

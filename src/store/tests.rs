@@ -29,6 +29,10 @@ fn done(id: &str) -> ScriptUpdate {
     }
 }
 
+fn ids(page: &[Record]) -> Vec<String> {
+    page.iter().map(|record| record.id.to_string()).collect()
+}
+
 fn open(root: &tempfile::TempDir) -> Store {
     Store::open(&root.path().join("agent.db")).unwrap()
 }
@@ -70,12 +74,13 @@ async fn those_that_are_done_come_newest_first_by_label_and_page() {
         store.accept(record).await.unwrap();
         store.update(done(&id)).await.unwrap();
     }
-    let filter = DoneFilter { labels: [("project".to_owned(), "web".to_owned())].into() };
+    let labels = [("project".to_owned(), "web".to_owned())].into();
+    let filter = DoneFilter { labels, ..DoneFilter::default() };
     let page = store.done_page(filter.clone(), None, 2).await.unwrap();
-    let ids = |page: &[Record]| page.iter().map(|r| r.id.to_string()).collect::<Vec<_>>();
-    assert_eq!(ids(&page), ["s5", "s4"]);
-    let after = page.last().map(DoneCursor::of);
-    assert_eq!(ids(&store.done_page(filter, after, 9).await.unwrap()), ["s2", "s1"]);
+    assert_eq!(ids(&page.records), ["s5", "s4"]);
+    let page = store.done_page(filter, page.next, 2).await.unwrap();
+    assert_eq!(ids(&page.records), ["s2", "s1"]);
+    assert_eq!(page.next, None);
     assert!(store.living().await.unwrap().is_empty());
 }
 
@@ -85,9 +90,9 @@ async fn only_a_script_that_is_done_is_forgotten() {
     let store = open(&root);
     store.accept(record("a", 1)).await.unwrap();
     let id: ScriptId = "a".parse().unwrap();
-    assert!(!store.forget(&id).await.unwrap());
+    assert!(!store.forget(1).await.unwrap());
     store.update(done("a")).await.unwrap();
-    assert!(store.forget(&id).await.unwrap());
+    assert!(store.forget(1).await.unwrap());
     assert_eq!(store.get(&id).await.unwrap(), None);
 }
 
@@ -155,4 +160,145 @@ async fn the_file_is_for_its_owner_alone() {
     let _store = open(&root);
     let mode = root.path().join("agent.db").metadata().unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
+}
+
+/// A database of the first version, with rows as only a damaged disk or a careless hand leaves them.
+fn first_version(path: &Path) {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    connection.execute_batch(schema::FIRST).unwrap();
+    connection.pragma_update(None, "user_version", 1).unwrap();
+    let exited = |code: i32| {
+        let outcome = OutcomeKind::Exited { code }.into();
+        serde_json::to_string(&Phase::Done(outcome)).unwrap()
+    };
+    let label = r#"{"project":"web"}"#;
+    for (seq, id, phase, labels, ended_at) in [
+        (1, "good", exited(0).as_str(), label, Some(50)),
+        (2, "bad", &exited(3), label, None),
+        (3, "torn", r#"{"phase":"do"#, label, Some(70)),
+        (4, "odd", r#"{"outcome":{"kind":{"kind":[1],"code":"x"}}}"#, "{torn", Some(80)),
+        (5, "../x", &exited(0), label, Some(90)),
+    ] {
+        connection
+            .execute(
+                "INSERT INTO scripts VALUES (?1, ?2, x'00', ?3, 1, ?4, 'machine', 7, NULL, ?5, NULL, 3)",
+                rusqlite::params![id, seq, phase, labels, ended_at],
+            )
+            .unwrap();
+    }
+    let living = "INSERT INTO scripts VALUES ('lives', 6, x'00', 'torn', 0, '{}', 'm', 7, NULL, NULL, NULL, 0)";
+    connection.execute(living, []).unwrap();
+}
+
+#[tokio::test]
+async fn rules_3_and_4_an_older_database_is_migrated_with_its_damaged_rows() {
+    let root = tempfile::tempdir().unwrap();
+    first_version(&root.path().join("agent.db"));
+    let store = open(&root);
+    let find = async |filter: DoneFilter| store.done_page(filter, None, 9).await.unwrap().records;
+    let all = find(DoneFilter::default()).await;
+    assert_eq!(ids(&all), ["odd", "torn", "bad", "good"]);
+    for damaged in &all[..2] {
+        let Phase::Done(outcome) = &damaged.phase else { panic!("{damaged:?}") };
+        assert!(matches!(outcome.kind, OutcomeKind::Lost { .. }), "{damaged:?}");
+    }
+    let labels = || [("project".to_owned(), "web".to_owned())].into();
+    let filter = DoneFilter { labels: labels(), ..DoneFilter::default() };
+    assert_eq!(ids(&find(filter).await), ["torn", "bad", "good"]);
+    for (outcome, expected) in [
+        (OutcomeFilter::Succeeded, &["good"][..]),
+        (OutcomeFilter::Failed, &["odd", "torn", "bad"]),
+        (OutcomeFilter::Kind("lost"), &["odd", "torn"]),
+        (OutcomeFilter::Kind("exited"), &["bad", "good"]),
+    ] {
+        let filter = DoneFilter { outcomes: vec![outcome.clone()], ..DoneFilter::default() };
+        assert_eq!(ids(&find(filter).await), expected, "{outcome:?}");
+    }
+    assert_eq!(ids(&store.living().await.unwrap()), ["lives"]);
+    // "bad" ended when it was accepted: nothing later is known. The one without an id is counted.
+    let kept = store.kept(9).await.unwrap();
+    let oldest: Vec<_> = kept.oldest.iter().map(|oldest| oldest.seq).collect();
+    assert_eq!((kept.count, kept.bytes, oldest), (5, 0, vec![2, 1, 3, 4, 5]));
+    // An opened database is not migrated again, and what comes now is found as well.
+    store.accept(record("new", 7)).await.unwrap();
+    store.update(done("new")).await.unwrap();
+    store.close().await;
+    let filter = DoneFilter { labels: labels(), ..DoneFilter::default() };
+    let page = open(&root).done_page(filter, None, 1).await.unwrap();
+    assert_eq!(ids(&page.records), ["new"]);
+}
+
+#[tokio::test]
+async fn history_is_asked_by_time_and_outcome_and_paged() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(&root);
+    let at = |second| Timestamp::from_second(second).unwrap();
+    for (seq, queued, ended, kind) in [
+        (1, 10, 20, OutcomeKind::Exited { code: 0 }),
+        (2, 11, 40, OutcomeKind::Exited { code: 1 }),
+        (3, 30, 35, OutcomeKind::Cancelled { while_queued: true, reason: String::new() }),
+        (4, 50, 60, OutcomeKind::Lost { reason: String::new() }),
+    ] {
+        let id = format!("s{seq}");
+        store.accept(Record { queued_at: at(queued), ..record(&id, seq) }).await.unwrap();
+        let phase = Some(Phase::Done(kind.into()));
+        let update = ScriptUpdate { phase, ended_at: Some(at(ended)), ..done(&id) };
+        store.update(update).await.unwrap();
+    }
+    let find = async |since: Option<i64>, until: Option<i64>, outcomes: &[OutcomeFilter]| {
+        let filter = DoneFilter {
+            since: since.map(at),
+            until: until.map(at),
+            outcomes: outcomes.to_vec(),
+            ..DoneFilter::default()
+        };
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = store.done_page(filter.clone(), after, 1).await.unwrap();
+            found.extend(ids(&page.records));
+            after = page.next;
+            if after.is_none() {
+                return found.join(" ");
+            }
+        }
+    };
+    assert_eq!(find(None, None, &[]).await, "s4 s3 s2 s1");
+    // What was there at some time between the two.
+    assert_eq!(find(Some(35), Some(50), &[]).await, "s3 s2");
+    assert_eq!(find(Some(21), None, &[]).await, "s4 s3 s2");
+    assert_eq!(find(None, Some(11), &[]).await, "s1");
+    assert_eq!(find(None, None, &[OutcomeFilter::Failed]).await, "s4 s2");
+    let two = [OutcomeFilter::Succeeded, OutcomeFilter::Kind("cancelled")];
+    assert_eq!(find(None, None, &two).await, "s3 s1");
+    assert_eq!(find(Some(61), None, &[]).await, "");
+}
+
+#[tokio::test]
+async fn what_is_kept_is_counted_and_goes_with_its_script() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(&root);
+    for seq in 1..=3 {
+        store.accept(record(&format!("s{seq}"), seq)).await.unwrap();
+    }
+    for id in ["s1", "s2"] {
+        store.update(done(id)).await.unwrap();
+    }
+    let id = |name: &str| name.parse::<ScriptId>().unwrap();
+    let unmeasured = store.unmeasured(9).await.unwrap();
+    assert_eq!(unmeasured, [(Some(id("s1")), 1), (Some(id("s2")), 2)]);
+    store.measured(1, 100).await.unwrap();
+    let request = u64::try_from(b"request".len()).unwrap();
+    let kept = store.kept(1).await.unwrap();
+    assert_eq!((kept.count, kept.bytes), (2, 100 + request));
+    assert_eq!((kept.oldest[0].seq, kept.oldest[0].bytes), (1, 100 + request));
+    assert!(store.forget(1).await.unwrap());
+    let kept = store.kept(9).await.unwrap();
+    assert_eq!((kept.count, kept.bytes, kept.oldest.len()), (1, 0, 1));
+    let ids = ["s1", "s2", "s3", "s4"].map(id).to_vec();
+    assert_eq!(store.unknown(ids).await.unwrap(), [id("s1"), id("s4")]);
+    store.close().await;
+    let connection = schema::open(&root.path().join("agent.db")).unwrap();
+    let count: i64 =
+        connection.query_row("SELECT count(*) FROM script_labels", [], |row| row.get(0)).unwrap();
+    assert_eq!(count, 2);
 }

@@ -5,9 +5,13 @@ use std::collections::VecDeque;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, named_params, params};
 use tokio::sync::{mpsc, oneshot};
+use tracing::warn;
 
-use super::{Accepted, DoneCursor, DoneFilter, Record, ScriptUpdate, StoreError};
-use crate::script::{Phase, ScriptId};
+use super::{
+    Accepted, DoneCursor, DoneFilter, DonePage, Kept, Record, ScriptUpdate, StoreError, history,
+    kept,
+};
+use crate::script::{Labels, OutcomeKind, Phase, ScriptId};
 
 /// How many calls are committed together at most: bounds how long the first one waits.
 const MAX_BATCH: usize = 128;
@@ -21,13 +25,12 @@ pub(super) enum Command {
     Update(Box<ScriptUpdate>, Reply<()>),
     Get(ScriptId, Reply<Option<Record>>),
     Living(Reply<Vec<Record>>),
-    DonePage {
-        filter: DoneFilter,
-        after: Option<DoneCursor>,
-        limit: usize,
-        reply: Reply<Vec<Record>>,
-    },
-    Forget(ScriptId, Reply<bool>),
+    DonePage { filter: DoneFilter, after: Option<DoneCursor>, limit: usize, reply: Reply<DonePage> },
+    Forget(u64, Reply<bool>),
+    Kept(usize, Reply<Kept>),
+    Unmeasured(usize, Reply<Vec<(Option<ScriptId>, u64)>>),
+    Measured(u64, u64, Reply<()>),
+    Unknown(Vec<ScriptId>, Reply<Vec<ScriptId>>),
     MaxSeq(Reply<u64>),
     Close,
 }
@@ -84,9 +87,15 @@ fn carry_out(transaction: &Transaction<'_>, command: Command) -> Option<Answer> 
         Command::Get(id, reply) => answer(reply, get(transaction, &id)),
         Command::Living(reply) => answer(reply, living(transaction)),
         Command::DonePage { filter, after, limit, reply } => {
-            answer(reply, done_page(transaction, &filter, after, limit))
+            answer(reply, history::done_page(transaction, &filter, after, limit))
         }
-        Command::Forget(id, reply) => answer(reply, forget(transaction, &id)),
+        Command::Forget(seq, reply) => answer(reply, kept::forget(transaction, seq)),
+        Command::Kept(limit, reply) => answer(reply, kept::kept(transaction, limit)),
+        Command::Unmeasured(limit, reply) => answer(reply, kept::unmeasured(transaction, limit)),
+        Command::Measured(seq, bytes, reply) => {
+            answer(reply, kept::measured(transaction, seq, bytes))
+        }
+        Command::Unknown(ids, reply) => answer(reply, kept::unknown(transaction, ids)),
         Command::MaxSeq(reply) => answer(reply, max_seq(transaction)),
         Command::Close => return None,
     };
@@ -135,9 +144,11 @@ fn update(transaction: &Transaction<'_>, change: &ScriptUpdate) -> Result<(), St
              started_at = coalesce(:started_at, started_at),
              ended_at = coalesce(:ended_at, ended_at),
              stop_reason = coalesce(:stop_reason, stop_reason),
-             output_bytes = coalesce(:output_bytes, output_bytes)
+             output_bytes = coalesce(:output_bytes, output_bytes),
+             outcome = coalesce(:outcome, outcome), exit_code = coalesce(:exit_code, exit_code)
          WHERE id = :id",
     )?;
+    let (outcome, exit_code) = outcome(change.phase.as_ref());
     statement.execute(named_params! {
         ":id": change.id.as_str(),
         ":phase": change.phase.as_ref().map(json),
@@ -146,8 +157,21 @@ fn update(transaction: &Transaction<'_>, change: &ScriptUpdate) -> Result<(), St
         ":ended_at": change.ended_at.map(nanoseconds),
         ":stop_reason": change.stop_reason,
         ":output_bytes": change.output_bytes.map(signed),
+        ":outcome": outcome,
+        ":exit_code": exit_code,
     })?;
     Ok(())
+}
+
+/// The kind of an outcome, as its JSON names it, and its exit code.
+fn outcome(phase: Option<&Phase>) -> (Option<String>, Option<i32>) {
+    let Some(Phase::Done(outcome)) = phase else {
+        return (None, None);
+    };
+    let value = serde_json::to_value(&outcome.kind).unwrap_or_default();
+    let kind = value.get("kind").and_then(|kind| kind.as_str()).map(str::to_owned);
+    let exit_code = if let OutcomeKind::Exited { code } = outcome.kind { Some(code) } else { None };
+    (kind, exit_code)
 }
 
 fn get(transaction: &Transaction<'_>, id: &ScriptId) -> Result<Option<Record>, StoreError> {
@@ -160,38 +184,22 @@ fn living(transaction: &Transaction<'_>) -> Result<Vec<Record>, StoreError> {
     let mut statement =
         transaction.prepare_cached("SELECT * FROM scripts WHERE done = 0 ORDER BY seq")?;
     let rows = statement.query_map([], |row| Ok(record(row)))?;
-    rows.map(|row| row?).collect()
+    readable(rows)
 }
 
-fn done_page(
-    transaction: &Transaction<'_>,
-    filter: &DoneFilter,
-    after: Option<DoneCursor>,
-    limit: usize,
+/// The records whose rows can be read (rule 4).
+pub(super) fn readable(
+    rows: impl Iterator<Item = rusqlite::Result<Result<Record, StoreError>>>,
 ) -> Result<Vec<Record>, StoreError> {
-    // Every wanted label must be among the script's: none of them may be missing.
-    let mut statement = transaction.prepare_cached(
-        "SELECT * FROM scripts WHERE done = 1 AND seq < :before AND NOT EXISTS (
-             SELECT 1 FROM json_each(:labels) AS wanted WHERE NOT EXISTS (
-                 SELECT 1 FROM json_each(scripts.labels) AS own
-                 WHERE own.key = wanted.key AND own.value = wanted.value))
-         ORDER BY seq DESC LIMIT :limit",
-    )?;
-    let rows = statement.query_map(
-        named_params! {
-            ":before": after.map_or(i64::MAX, |cursor| signed(cursor.seq)),
-            ":labels": json(&filter.labels),
-            ":limit": i64::try_from(limit).unwrap_or(i64::MAX),
-        },
-        |row| Ok(record(row)),
-    )?;
-    rows.map(|row| row?).collect()
-}
-
-fn forget(transaction: &Transaction<'_>, id: &ScriptId) -> Result<bool, StoreError> {
-    let mut statement =
-        transaction.prepare_cached("DELETE FROM scripts WHERE id = ?1 AND done = 1")?;
-    Ok(statement.execute([id.as_str()])? == 1)
+    let mut records = Vec::new();
+    for row in rows {
+        match row? {
+            Ok(record) => records.push(record),
+            Err(error @ StoreError::Row(_)) => warn!(%error, "left out"),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(records)
 }
 
 fn max_seq(transaction: &Transaction<'_>) -> Result<u64, StoreError> {
@@ -200,26 +208,44 @@ fn max_seq(transaction: &Transaction<'_>) -> Result<u64, StoreError> {
     Ok(greatest.map_or(0, unsigned))
 }
 
-fn record(row: &Row<'_>) -> Result<Record, StoreError> {
+/// Reads a row. What is damaged in it is lost; without an id it is no row of ours.
+pub(super) fn record(row: &Row<'_>) -> Result<Record, StoreError> {
     let id: String = row.get("id")?;
-    let damaged = || StoreError::Row(id.clone());
-    let time = |ns: i64| Timestamp::from_nanosecond(i128::from(ns)).map_err(|_| damaged());
-    let phase: String = row.get("phase")?;
-    let labels: String = row.get("labels")?;
+    let time =
+        |ns: i64| Timestamp::from_nanosecond(i128::from(ns)).unwrap_or(Timestamp::UNIX_EPOCH);
     let started_at: Option<i64> = row.get("started_at")?;
     let ended_at: Option<i64> = row.get("ended_at")?;
     Ok(Record {
-        id: id.parse().map_err(|_| damaged())?,
         seq: unsigned(row.get("seq")?),
         request: row.get("request")?,
-        phase: serde_json::from_str(&phase).map_err(|_| damaged())?,
-        labels: serde_json::from_str(&labels).map_err(|_| damaged())?,
+        phase: phase(&id, &row.get::<_, String>("phase")?, row.get("done")?),
+        labels: labels(&id, &row.get::<_, String>("labels")?),
         mutex: row.get("mutex")?,
-        queued_at: time(row.get("queued_at")?)?,
-        started_at: started_at.map(time).transpose()?,
-        ended_at: ended_at.map(time).transpose()?,
+        queued_at: time(row.get("queued_at")?),
+        started_at: started_at.map(time),
+        ended_at: ended_at.map(time),
         stop_reason: row.get("stop_reason")?,
         output_bytes: unsigned(row.get("output_bytes")?),
+        id: id.parse().map_err(|_| StoreError::Row(id.clone()))?,
+    })
+}
+
+fn phase(id: &str, text: &str, done: bool) -> Phase {
+    match serde_json::from_str::<Phase>(text) {
+        Ok(phase) if phase.is_done() == done => phase,
+        Ok(_) | Err(_) => {
+            warn!(id, "its row in the database is damaged: {}", crate::text::shorten(text, 200));
+            let reason = "its row in the database is damaged".to_owned();
+            // Where a living one stands is in its workspace.
+            if done { Phase::Done(OutcomeKind::Lost { reason }.into()) } else { Phase::Queued }
+        }
+    }
+}
+
+fn labels(id: &str, text: &str) -> Labels {
+    serde_json::from_str(text).unwrap_or_else(|_| {
+        warn!(id, "its labels in the database are damaged");
+        Labels::new()
     })
 }
 
@@ -229,15 +255,15 @@ fn json<T: serde::Serialize>(value: &T) -> String {
 }
 
 /// SQLite's integers are signed.
-fn signed(number: u64) -> i64 {
+pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-fn unsigned(number: i64) -> u64 {
+pub(super) fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 
 /// Until the year 2262.
-fn nanoseconds(time: Timestamp) -> i64 {
+pub(super) fn nanoseconds(time: Timestamp) -> i64 {
     i64::try_from(time.as_nanosecond()).unwrap_or(i64::MAX)
 }
