@@ -16,6 +16,7 @@ use tracing::info;
 use tracing_subscriber::EnvFilter;
 
 use super::failure::{Failure, code};
+use super::moment;
 use super::reach::Reach;
 use super::screen::{write_json, write_out};
 use super::show::Table;
@@ -144,24 +145,11 @@ pub(super) fn agent(args: AgentArgs, folders: Directories) -> Result<ExitCode, F
 }
 
 fn expiry(text: &str) -> Result<Timestamp, String> {
-    let end = moment(text)?;
+    let end = moment::ahead(text)?;
     if end <= Timestamp::now() {
         return Err("is over already".to_owned());
     }
     Ok(end)
-}
-
-fn moment(text: &str) -> Result<Timestamp, String> {
-    let expected = "a time such as 30d or a date such as 2027-01-01 is expected";
-    if let Ok(span) = humantime::parse_duration(text) {
-        return Timestamp::now().checked_add(span).map_err(|error| error.to_string());
-    }
-    if let Ok(time) = text.parse::<Timestamp>() {
-        return Ok(time);
-    }
-    let date: jiff::civil::Date = text.parse().map_err(|_| expected.to_owned())?;
-    let zoned = date.to_zoned(jiff::tz::TimeZone::system()).map_err(|error| error.to_string())?;
-    Ok(zoned.timestamp())
 }
 
 fn init(folders: &Directories, json: bool) -> Result<(), Failure> {

@@ -3,15 +3,16 @@
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
+use jiff::Timestamp;
 
-use super::failure::Failure;
-use super::key_value;
+use super::failure::{Failure, complain};
 use super::reach::Reach;
 use super::screen::{write_json, write_out};
 use super::show::{self, Table};
+use super::{key_value, moment};
 use crate::config::Directories;
 use crate::snapshot::Snapshot;
-use crate::wire::v1;
+use crate::wire::{to_timestamp, v1};
 
 /// More than any queue holds.
 const WHOLE_QUEUE: usize = 1_000_000;
@@ -28,9 +29,13 @@ pub(super) struct QueueArgs {
 }
 
 /// Show the scripts that the agent knows, those that are done included
+///
+/// Those that are not done come first, in order of arrival, then the others, the newest first.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   baton list --label project=web
+  baton list --since 7d --outcome failed --label project=web    what went wrong this week
+  baton list --since '2026-11-20 14:00' --until 2026-11-21      what was there in between
   baton list --phase done --limit 5 --json")]
 pub(super) struct ListArgs {
     #[command(flatten)]
@@ -41,6 +46,19 @@ pub(super) struct ListArgs {
     /// Only scripts in this phase; may be given more than once
     #[arg(long, value_name = "PHASE")]
     phase: Vec<PhaseName>,
+    /// Not those that had ended before: a time ago (7d, 90m) or a time (2026-11-20,
+    /// '2026-11-20 14:00', 2026-11-20T13:00:00Z)
+    #[arg(long, value_name = "WHEN", value_parser = moment::ago)]
+    since: Option<Timestamp>,
+    /// Only those that were accepted before
+    #[arg(long, value_name = "WHEN", value_parser = moment::ago)]
+    until: Option<Timestamp>,
+    /// Only those that ended so; may be given more than once
+    #[arg(long, value_name = "OUTCOME")]
+    outcome: Vec<OutcomeName>,
+    /// The newest arrival first, whatever became of it
+    #[arg(long)]
+    newest_first: bool,
     /// How many at most
     #[arg(long, short = 'n', value_name = "N", default_value_t = 50)]
     limit: usize,
@@ -66,6 +84,61 @@ impl From<PhaseName> for v1::Phase {
             PhaseName::Running => Self::Running,
             PhaseName::Stopping => Self::Stopping,
             PhaseName::Done => Self::Done,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum OutcomeName {
+    /// It exited with 0
+    Succeeded,
+    /// It neither succeeded nor was cancelled
+    Failed,
+    /// It exited, with whatever exit code
+    Exited,
+    /// A signal from elsewhere ended it
+    Signalled,
+    /// It was cancelled
+    Cancelled,
+    /// It reached its run time limit
+    TimedOut,
+    /// It reached its queue time limit
+    QueueTimedOut,
+    /// It could not be started
+    NotStarted,
+    /// What became of it isn't known
+    Lost,
+}
+
+impl From<OutcomeName> for v1::OutcomeFilter {
+    fn from(name: OutcomeName) -> Self {
+        match name {
+            OutcomeName::Succeeded => Self::Succeeded,
+            OutcomeName::Failed => Self::Failed,
+            OutcomeName::Exited => Self::Exited,
+            OutcomeName::Signalled => Self::Signalled,
+            OutcomeName::Cancelled => Self::Cancelled,
+            OutcomeName::TimedOut => Self::TimedOut,
+            OutcomeName::QueueTimedOut => Self::QueueTimedOut,
+            OutcomeName::NotStarted => Self::NotStarted,
+            OutcomeName::Lost => Self::Lost,
+        }
+    }
+}
+
+impl From<ListArgs> for v1::ListRequest {
+    fn from(args: ListArgs) -> Self {
+        let order =
+            if args.newest_first { v1::ListOrder::NewestFirst } else { v1::ListOrder::Unspecified };
+        let outcomes = args.outcome.into_iter().map(v1::OutcomeFilter::from);
+        Self {
+            phases: args.phase.into_iter().map(|phase| v1::Phase::from(phase).into()).collect(),
+            labels: args.label.into_iter().collect(),
+            since: args.since.map(to_timestamp),
+            until: args.until.map(to_timestamp),
+            outcomes: outcomes.map(i32::from).collect(),
+            order: order.into(),
+            ..Self::default()
         }
     }
 }
@@ -99,10 +172,9 @@ pub(super) async fn queue(args: QueueArgs, folders: Directories) -> Result<ExitC
 
 pub(super) async fn list(args: ListArgs, folders: Directories) -> Result<ExitCode, Failure> {
     let client = args.reach.client(&folders).await?;
-    let phases: Vec<_> = args.phase.into_iter().map(v1::Phase::from).collect();
-    let labels = args.label.into_iter().collect();
-    let scripts = client.list(&phases, &labels, args.limit).await?;
-    if args.json {
+    let (limit, json) = (args.limit, args.json);
+    let (scripts, more) = client.find(args.into(), limit).await?;
+    if json {
         return print_json(&scripts);
     }
     let mut table = Table::new(&["ID", "STATE", "QUEUED", "WAITED", "RAN", "ISOLATION", "WHAT"]);
@@ -126,6 +198,9 @@ pub(super) async fn list(args: ListArgs, folders: Directories) -> Result<ExitCod
         ]);
     }
     write_out(table.render().as_bytes())?;
+    if more {
+        complain(&format!("baton: only the first {limit}; --limit shows more"));
+    }
     Ok(ExitCode::SUCCESS)
 }
 

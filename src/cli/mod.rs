@@ -8,6 +8,7 @@ mod flock;
 mod identity;
 mod list;
 mod logs;
+mod moment;
 mod moving;
 mod mutex;
 mod pull;
