@@ -179,6 +179,7 @@ impl From<ClientError> for Failure {
                 let hint = match reason.as_str() {
                     "QUEUE_FULL" => Some("`baton queue` shows what is in it; try again later"),
                     "SCRIPT_ID_CONFLICT" => Some("an id stands for one request; choose another id"),
+                    "SCRIPT_NOT_DONE" => Some("`baton cancel --wait` stops it"),
                     "SCRIPT_NOT_FOUND" => Some("`baton list` shows the known scripts"),
                     "ROOT_NOT_FOUND" | "ROOT_UNUSABLE" => {
                         Some("the agent's agent.toml names its roots, in its table [files]")

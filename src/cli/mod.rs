@@ -5,6 +5,7 @@ mod cancel;
 mod demo;
 mod failure;
 mod flock;
+mod forget;
 mod identity;
 mod list;
 mod logs;
@@ -108,6 +109,7 @@ enum Command {
     Cancel(cancel::CancelArgs),
     Push(push::PushArgs),
     Pull(pull::PullArgs),
+    Forget(forget::ForgetArgs),
     Mutex(mutex::MutexArgs),
     Flock(flock::FlockArgs),
     Agent(agent::AgentArgs),
@@ -194,6 +196,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Cancel(args) => asynchronous(cancel::cancel(args, folders)),
         Command::Push(args) => asynchronous(push::push(args, folders)),
         Command::Pull(args) => asynchronous(pull::pull(args, folders)),
+        Command::Forget(args) => asynchronous(forget::forget(args, folders)),
         Command::Demo(args) => asynchronous(demo::demo(args, folders)),
         Command::Mutex(args) => mutex::mutex(args, &folders.mutex),
         Command::Flock(args) => {
