@@ -15,6 +15,8 @@
 //!
 //! It knows names and shapes of files, not what they mean.
 
+pub mod removal;
+
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -141,10 +143,7 @@ impl Workspace {
     /// # Errors
     /// When something can't be removed.
     pub fn remove(&self) -> Result<(), WorkspaceError> {
-        match std::fs::remove_dir_all(&self.path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => self.check(&self.path, Err(e)),
-            _ => Ok(()),
-        }
+        self.check(&self.path, removal::remove_tree(&self.path))
     }
 
     /// Writes one of the JSON files, whole and durable.

@@ -1,4 +1,4 @@
-//! How scripts end: cancel, the limit of the time in the queue, recording an end, forgetting.
+//! How scripts end: cancel, the limit of the time in the queue, recording an end.
 //!
 //! Whoever takes a script out of the queue, or sees its supervisor end, records its end; nobody else.
 
@@ -135,26 +135,6 @@ impl Agent {
         }
     }
 
-    /// Removes a script that is done.
-    ///
-    /// # Errors
-    /// When it is not done, or there is no such script.
-    pub async fn forget(&self, id: &ScriptId) -> Result<(), AgentError> {
-        let _one = self.inner.forgetting.lock().await;
-        if !self.get(id).await?.phase.is_done() {
-            return Err(AgentError::NotDone(id.clone()));
-        }
-        // Its end is told before the store has it: without it the script would be run again.
-        self.is_over(id).await;
-        let found = self.inner.store.get(id).await?;
-        let record = found.ok_or_else(|| AgentError::NotFound(id.clone()))?;
-        let workspace = self.workspace(id);
-        super::blocking(move || workspace.remove()).await??;
-        self.inner.store.forget(record.seq).await?;
-        info!("forgotten");
-        Ok(())
-    }
-
     /// Records how a script ended, then lets everybody know.
     pub(super) async fn finish(
         &self,
@@ -175,6 +155,7 @@ impl Agent {
         self.record_end(update).await?;
         let living = self.table().remove(id);
         self.queue_changed();
+        self.inner.ended.notify_one();
         // Dropped last: those who wait for its end find it in the store.
         drop(living);
         Ok(())
@@ -234,7 +215,7 @@ impl Agent {
     }
 
     /// Returns when the script is done.
-    async fn is_over(&self, id: &ScriptId) {
+    pub(super) async fn is_over(&self, id: &ScriptId) {
         let changes = self.table().get(id).map(|living| living.changed.subscribe());
         if let Some(mut changes) = changes {
             // Its sender goes with the script.

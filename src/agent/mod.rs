@@ -14,12 +14,14 @@
 mod attend;
 mod end;
 mod follow;
+mod housekeeper;
 mod launch;
 mod list;
 mod lock;
 mod orphans;
 pub mod queue;
 mod recover;
+mod retention;
 mod scripts;
 mod supervisor;
 mod table;
@@ -33,6 +35,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::config::Retention;
 use crate::config::files::Files;
 use crate::filewatch::FileWatcher;
 use crate::script::{IllegalTransition, ScriptId};
@@ -66,6 +69,8 @@ pub struct Settings {
     pub grace: Duration,
     /// The folders that are open to clients.
     pub files: Files,
+    /// What is kept of scripts that are done; `None`: all.
+    pub retention: Option<Retention>,
     /// Whether scripts end with the agent (an embedded one) or outlive it.
     pub tied: bool,
 }
@@ -165,13 +170,15 @@ struct Inner {
     changed: watch::Sender<()>,
     /// Wakes the launcher.
     launch: Notify,
+    /// Rings when a script has ended, for the housekeeper.
+    ended: Notify,
     supervisors: supervisor::Supervisors,
     watcher: FileWatcher,
     transfers: Arc<Transfers>,
     tasks: TaskTracker,
     stop: CancellationToken,
     started_at: Timestamp,
-    /// One Forget at a time: it must not meet a new script with the id that it removes.
+    /// One script is removed at a time: that must not meet a new script with the same id.
     forgetting: tokio::sync::Mutex<()>,
     /// Locked as long as the agent lives: one agent on one state folder.
     _lock: std::fs::File,
@@ -205,6 +212,7 @@ impl Agent {
                 store,
                 changed: watch::Sender::new(()),
                 launch: Notify::new(),
+                ended: Notify::new(),
                 watcher,
                 transfers,
                 tasks,
@@ -214,11 +222,17 @@ impl Agent {
                 _lock: lock,
             }),
         };
+        if !agent.inner.settings.tied {
+            agent.complete_removals().await?;
+        }
         agent.recover().await?;
         let transfers = Arc::clone(agent.transfers());
         // Beside the rest: a root may be on a disk that doesn't answer.
         agent.spawn(async move { blocking(move || transfers.recover()).await.unwrap_or(()) });
         agent.spawn(agent.clone().run_launcher());
+        if let Some(limits) = agent.inner.settings.retention.clone() {
+            agent.spawn(agent.clone().run_housekeeper(limits));
+        }
         Ok(agent)
     }
 

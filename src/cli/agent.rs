@@ -270,6 +270,7 @@ fn settings(folders: &Directories, config: &Config) -> Result<Settings, Failure>
         min_free_bytes: config.min_free_bytes,
         grace: config.grace,
         files: config.files.clone(),
+        retention: Some(config.retention.clone()),
         tied: false,
     })
 }

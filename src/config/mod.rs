@@ -5,6 +5,7 @@
 
 pub mod directories;
 pub mod files;
+pub mod retention;
 pub mod targets;
 
 use std::net::SocketAddr;
@@ -15,6 +16,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use directories::Directories;
+pub use retention::Retention;
+use retention::RetentionTable;
 
 /// The TCP port of an agent.
 pub const DEFAULT_PORT: u16 = 10950;
@@ -52,6 +55,8 @@ pub struct Config {
     pub grace: Duration,
     /// The folders that are open to clients.
     pub files: files::Files,
+    /// What is kept of scripts that are done.
+    pub retention: Retention,
 }
 
 /// Why there is no configuration.
@@ -112,6 +117,7 @@ struct ConfigFile {
     grace: Option<String>,
     #[serde(default)]
     files: files::FilesTable,
+    retention: Option<RetentionTable>,
 }
 
 /// What flags and environment set.
@@ -164,6 +170,7 @@ impl Config {
             min_free_bytes: bytes("min_free_bytes", file.min_free_bytes, DEFAULT_MIN_FREE_BYTES)?,
             grace,
             files: file.files.resolve()?,
+            retention: Retention::resolve(file.retention.unwrap_or_default())?,
         })
     }
 }
@@ -255,9 +262,28 @@ mod tests {
             ("[files]\nmax_file_bytes = -1", "files.max_file_bytes"),
             ("[files]\nmax_transfers = 0", "files.max_transfers"),
             ("[files.roots]\n\"a/b\" = { path = \"/x\", access = \"read\" }", "files.roots"),
+            ("[retention]\nmax_age = \"soon\"", "retention.max_age"),
+            ("[retention]\nmax_age = \"1m\"", "retention.max_age"),
+            ("[retention]\nmin_age = \"x\"", "retention.min_age"),
+            ("[retention]\nmax_scripts = -1", "retention.max_scripts"),
+            ("[retention]\nmax_bytes = -1", "retention.max_bytes"),
         ] {
             assert!(load(text).unwrap_err().to_string().starts_with(key), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_kept_is_a_table_of_its_own() {
+        let table = "[retention]\nmax_age = \"none\"\nmax_scripts = 0\nmin_age = \"0s\"";
+        let expected = Retention {
+            max_age: None,
+            max_scripts: 0,
+            min_age: Duration::ZERO,
+            ..Retention::default()
+        };
+        assert_eq!(load(table).unwrap().retention, expected);
+        let error = load("[retention]\nmax = 1").unwrap_err();
+        assert!(error.to_string().contains("line 2"), "{error}");
     }
 
     #[test]

@@ -83,10 +83,15 @@ pub(super) fn measured(
     Ok(())
 }
 
-pub(super) fn forget(transaction: &Transaction<'_>, seq: u64) -> Result<bool, StoreError> {
-    let mut statement =
-        transaction.prepare_cached("DELETE FROM scripts WHERE seq = ?1 AND done = 1")?;
-    Ok(statement.execute([signed(seq)])? == 1)
+pub(super) fn forget(
+    transaction: &Transaction<'_>,
+    id: Option<&ScriptId>,
+    seq: u64,
+) -> Result<bool, StoreError> {
+    let mut statement = transaction.prepare_cached(
+        "DELETE FROM scripts WHERE seq = ?1 AND (?2 IS NULL OR id = ?2) AND done = 1",
+    )?;
+    Ok(statement.execute((signed(seq), id.map(ScriptId::as_str)))? == 1)
 }
 
 pub(super) fn unknown(

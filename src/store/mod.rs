@@ -241,15 +241,16 @@ impl Store {
         self.call(|reply| Command::DonePage { filter, after, limit, reply }).await
     }
 
-    /// Removes the script that arrived as number `seq`, if it is done; says whether it did.
+    /// Removes the script that arrived as number `seq`, if it is done and has this id; says whether it
+    /// did. `None`: an id that can't be read.
     ///
     /// # Durability
     /// On disk when it returns.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub async fn forget(&self, seq: u64) -> Result<bool, StoreError> {
-        self.call(|reply| Command::Forget(seq, reply)).await
+    pub async fn forget(&self, id: Option<&ScriptId>, seq: u64) -> Result<bool, StoreError> {
+        self.call(|reply| Command::Forget(id.cloned(), seq, reply)).await
     }
 
     /// How many scripts that are done there are, what they take, and the `limit` that ended first.

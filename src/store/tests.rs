@@ -90,9 +90,10 @@ async fn only_a_script_that_is_done_is_forgotten() {
     let store = open(&root);
     store.accept(record("a", 1)).await.unwrap();
     let id: ScriptId = "a".parse().unwrap();
-    assert!(!store.forget(1).await.unwrap());
+    assert!(!store.forget(Some(&id), 1).await.unwrap());
     store.update(done("a")).await.unwrap();
-    assert!(store.forget(1).await.unwrap());
+    assert!(!store.forget(Some(&"b".parse().unwrap()), 1).await.unwrap());
+    assert!(store.forget(Some(&id), 1).await.unwrap());
     assert_eq!(store.get(&id).await.unwrap(), None);
 }
 
@@ -291,7 +292,7 @@ async fn what_is_kept_is_counted_and_goes_with_its_script() {
     let kept = store.kept(1).await.unwrap();
     assert_eq!((kept.count, kept.bytes), (2, 100 + request));
     assert_eq!((kept.oldest[0].seq, kept.oldest[0].bytes), (1, 100 + request));
-    assert!(store.forget(1).await.unwrap());
+    assert!(store.forget(None, 1).await.unwrap());
     let kept = store.kept(9).await.unwrap();
     assert_eq!((kept.count, kept.bytes, kept.oldest.len()), (1, 0, 1));
     let ids = ["s1", "s2", "s3", "s4"].map(id).to_vec();

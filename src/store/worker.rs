@@ -26,7 +26,7 @@ pub(super) enum Command {
     Get(ScriptId, Reply<Option<Record>>),
     Living(Reply<Vec<Record>>),
     DonePage { filter: DoneFilter, after: Option<DoneCursor>, limit: usize, reply: Reply<DonePage> },
-    Forget(u64, Reply<bool>),
+    Forget(Option<ScriptId>, u64, Reply<bool>),
     Kept(usize, Reply<Kept>),
     Unmeasured(usize, Reply<Vec<(Option<ScriptId>, u64)>>),
     Measured(u64, u64, Reply<()>),
@@ -89,7 +89,9 @@ fn carry_out(transaction: &Transaction<'_>, command: Command) -> Option<Answer> 
         Command::DonePage { filter, after, limit, reply } => {
             answer(reply, history::done_page(transaction, &filter, after, limit))
         }
-        Command::Forget(seq, reply) => answer(reply, kept::forget(transaction, seq)),
+        Command::Forget(id, seq, reply) => {
+            answer(reply, kept::forget(transaction, id.as_ref(), seq))
+        }
         Command::Kept(limit, reply) => answer(reply, kept::kept(transaction, limit)),
         Command::Unmeasured(limit, reply) => answer(reply, kept::unmeasured(transaction, limit)),
         Command::Measured(seq, bytes, reply) => {
