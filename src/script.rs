@@ -12,6 +12,7 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 /// Why a name was refused; the text names the rule.
@@ -382,6 +383,17 @@ impl fmt::Display for OutcomeKind {
             Self::Lost { reason } => write!(f, "lost: {reason}"),
         }
     }
+}
+
+/// Why an agent takes nothing new, and starts nothing that is queued.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drain {
+    /// Since when.
+    pub since: Timestamp,
+    /// Who asked for it.
+    pub by: String,
+    /// Why, for people; may be empty.
+    pub reason: String,
 }
 
 /// A process that was left when its script ended.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::mutex::{ExclusiveKey, MutexName, Party};
-use crate::script::{Isolation, Labels, Phase, ScriptId, Straggler};
+use crate::script::{Drain, Isolation, Labels, Phase, ScriptId, Straggler};
 
 /// How a script stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +64,8 @@ pub struct Wait {
     pub ahead_count: u32,
     /// Whether a program that knows only the plain OS lock holds it.
     pub foreign: bool,
+    /// Why the agent starts nothing, whoever holds it.
+    pub drain: Option<Drain>,
 }
 
 impl Wait {
@@ -74,7 +76,15 @@ impl Wait {
 
     /// The same, of a mutex that people know by something else than its name.
     pub fn reason_of(&self, what: &str) -> String {
-        let mut text = format!("{what} ");
+        let mut text = String::new();
+        if let Some(drain) = &self.drain {
+            write!(text, "{}", describe_drain(drain)).unwrap_or_default();
+            if self.holders.is_empty() && !self.foreign {
+                return text;
+            }
+            text.push_str("; ");
+        }
+        write!(text, "{what} ").unwrap_or_default();
         let (named, more) = match self.holders.first() {
             Some(first) => (describe(first), self.holder_count.saturating_sub(1)),
             None if self.foreign => ("a program outside baton".to_owned(), 0),
@@ -118,6 +128,15 @@ pub fn describe(party: &Party) -> String {
     text
 }
 
+/// A drain in words.
+pub fn describe_drain(drain: &Drain) -> String {
+    let mut text = format!("the agent drains since {}, by {}", clock(drain.since), drain.by);
+    if !drain.reason.is_empty() {
+        write!(text, ": {}", drain.reason).unwrap_or_default();
+    }
+    text
+}
+
 /// A time in the local time zone, for people.
 pub fn clock(time: Timestamp) -> String {
     time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string()
@@ -147,6 +166,7 @@ mod tests {
             ahead: Vec::new(),
             ahead_count: 0,
             foreign: false,
+            drain: None,
         };
         assert_eq!(wait.reason(), "`machine` is held by script a (make)");
         wait.holders.push(party("b"));
@@ -160,5 +180,16 @@ mod tests {
         wait.foreign = true;
         wait.ahead_count = 0;
         assert_eq!(wait.reason(), "`machine` is held by a program outside baton");
+        let drain = Drain {
+            since: Timestamp::UNIX_EPOCH,
+            by: "ci".to_owned(),
+            reason: "kernel".to_owned(),
+        };
+        let drains = describe_drain(&drain);
+        assert!(drains.ends_with(", by ci: kernel"), "{drains}");
+        wait.drain = Some(drain);
+        assert!(wait.reason().ends_with("kernel; `machine` is held by a program outside baton"));
+        wait.foreign = false;
+        assert_eq!(wait.reason(), drains);
     }
 }

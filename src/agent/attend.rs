@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tracing::{debug, error, warn};
+use tracing::{debug, error, info, warn};
 
 use super::supervisor::Supervisor;
 use super::{Agent, AgentError};
@@ -75,6 +75,8 @@ impl Agent {
         };
         if let Err(error) = recorded {
             error!(error = crate::text::chain(&error), "the end is not recorded");
+            // Nobody is to wait for it any more, also if it was to step back.
+            self.table().queue.started(id);
         }
     }
 
@@ -195,6 +197,7 @@ impl Agent {
                 self.ends_are_told(id).await;
                 {
                     let mut table = self.table();
+                    table.queue.started(id);
                     if let Some(living) = table.get_mut(id) {
                         living.started_at = Some(time);
                         living.blocked.clear();
@@ -293,14 +296,19 @@ impl Agent {
                 return Ok(Some(OutcomeKind::Cancelled { while_queued: true, reason }));
             }
             living.blocked.clear();
+            let asked = living.asked_back;
             if living.phase != Phase::Queued {
-                living.false_starts += 1;
+                living.false_starts += u32::from(!asked);
                 if living.false_starts >= MAX_FALSE_STARTS {
                     let reason = problem.to_owned();
                     let cause = StartProblem::Agent;
                     return Ok(Some(OutcomeKind::NotStarted { cause, reason }));
                 }
-                warn!("{problem}; it is queued again");
+                if asked {
+                    info!("it has stepped back, and is queued again");
+                } else {
+                    warn!("{problem}; it is queued again");
+                }
                 table.apply(id, Event::Requeued)?;
             }
             table.queue.requeue(id);

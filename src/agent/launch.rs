@@ -46,10 +46,16 @@ impl Agent {
             Ok(supervisor) => {
                 let attendant = self.clone().attend(Arc::clone(&spec), supervisor);
                 self.spawn(attendant.instrument(tracing::Span::current()));
-                // Who cancelled meanwhile found no supervisor to tell.
-                let stop = self.table().get(id).and_then(|living| living.stop.clone());
+                // Who cancelled or drained meanwhile found no supervisor to tell.
+                let (stop, drains) = {
+                    let table = self.table();
+                    let stop = table.get(id).and_then(|living| living.stop.clone());
+                    (stop, table.drain.is_some())
+                };
                 if let Some(reason) = stop {
                     self.tell_supervisor_to_stop(id, reason, None).await;
+                } else if drains {
+                    self.step_back(id);
                 }
             }
             // A task of its own: the others don't wait for it.

@@ -12,6 +12,7 @@
 //! 3. One task tree: all tasks are in one tracker and end by one token.
 
 mod attend;
+mod drain;
 mod end;
 mod follow;
 mod housekeeper;
@@ -38,7 +39,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Retention;
 use crate::config::files::Files;
 use crate::filewatch::FileWatcher;
-use crate::script::{IllegalTransition, ScriptId};
+use crate::script::{Drain, IllegalTransition, ScriptId};
 use crate::store::{Store, StoreError};
 use crate::transfer::Transfers;
 use crate::wire::WireError;
@@ -48,7 +49,7 @@ use table::Table;
 
 pub use follow::{Follow, Followed};
 pub use list::{ListCursor, ListFilter, ListOrder, Page};
-pub use table::Counts;
+pub use table::{Counts, Status};
 
 /// What an agent is told once, at its start.
 #[derive(Debug, Clone)]
@@ -116,6 +117,9 @@ pub enum AgentError {
     /// The queue is full.
     #[error(transparent)]
     QueueFull(#[from] QueueFull),
+    /// It takes nothing new.
+    #[error("{}; it takes nothing new", crate::snapshot::describe_drain(.0))]
+    Draining(Drain),
     /// The same id was used for another request.
     #[error("script {id} was started with another request: {} differ", .fields.join(", "))]
     IdConflict {
@@ -180,6 +184,8 @@ struct Inner {
     started_at: Timestamp,
     /// One script is removed at a time: that must not meet a new script with the same id.
     forgetting: tokio::sync::Mutex<()>,
+    /// One Drain or Resume at a time.
+    draining: tokio::sync::Mutex<()>,
     /// Locked as long as the agent lives: one agent on one state folder.
     _lock: std::fs::File,
 }
@@ -219,16 +225,23 @@ impl Agent {
                 stop,
                 started_at: Timestamp::now(),
                 forgetting: tokio::sync::Mutex::new(()),
+                draining: tokio::sync::Mutex::new(()),
                 _lock: lock,
             }),
         };
         if !agent.inner.settings.tied {
             agent.complete_removals().await?;
         }
+        let drain = agent.inner.store.drain().await?;
+        agent.table().drain = drain;
         agent.recover().await?;
         let transfers = Arc::clone(agent.transfers());
         // Beside the rest: a root may be on a disk that doesn't answer.
         agent.spawn(async move { blocking(move || transfers.recover()).await.unwrap_or(()) });
+        if agent.status().drain.is_some() {
+            // The agent may have been killed before it asked.
+            agent.step_back_all();
+        }
         agent.spawn(agent.clone().run_launcher());
         if let Some(limits) = agent.inner.settings.retention.clone() {
             agent.spawn(agent.clone().run_housekeeper(limits));
@@ -259,9 +272,9 @@ impl Agent {
         self.inner.started_at
     }
 
-    /// How busy it is.
-    pub fn counts(&self) -> Counts {
-        self.table().counts()
+    /// How busy it is, and whether it drains.
+    pub fn status(&self) -> Status {
+        self.table().status()
     }
 
     /// Files in and out.

@@ -4,7 +4,8 @@
 //!    claims; a script without claims stands in none and is launched at once.
 //! 2. Tickets are taken in the order of arrival: a script is launched only when all before it in its
 //!    lines have theirs. Among shared claims without a limit nobody waits for somebody who still is
-//!    here because of another mutex, but for those whose supervisors are about to take theirs.
+//!    here because of another mutex, but for those whose supervisors are about to take theirs. A
+//!    supervisor that is to step back has none, whatever it said: it is not to be overtaken.
 //! 3. Of the scripts that must wait, one a line is launched, the first: it sleeps on the right
 //!    ticket when the holder ends. The others wait here, so a caller from outside stands behind at
 //!    most that one.
@@ -43,6 +44,9 @@ enum Stage {
     Launched,
     /// Its supervisor has its tickets.
     Joined,
+    /// Its supervisor was asked to give its tickets back. Until it has ended, or is heard of as
+    /// running, nobody knows whether it did.
+    SteppingBack,
 }
 
 /// The queue has as many scripts as it may have.
@@ -135,12 +139,29 @@ impl Queue {
         self.advance(id, Stage::Launched);
     }
 
-    /// Its supervisor has its tickets.
+    /// Its supervisor has its tickets, as far as it is not to step back.
     pub fn joined(&mut self, id: &ScriptId) {
+        if !self.is_stepping_back(id) {
+            self.advance(id, Stage::Joined);
+        }
+    }
+
+    /// It runs: its supervisor has kept its tickets.
+    pub fn started(&mut self, id: &ScriptId) {
         self.advance(id, Stage::Joined);
     }
 
-    /// Its supervisor died before it started anything.
+    /// Its supervisor is asked to step back.
+    pub fn step_back(&mut self, id: &ScriptId) {
+        self.advance(id, Stage::SteppingBack);
+    }
+
+    fn is_stepping_back(&self, id: &ScriptId) -> bool {
+        let entry = self.arrivals.get(id).and_then(|at| self.entries.get(at));
+        entry.is_some_and(|entry| entry.stage == Stage::SteppingBack)
+    }
+
+    /// Its supervisor ended before it started anything.
     pub fn requeue(&mut self, id: &ScriptId) {
         self.advance(id, Stage::Queued);
     }
@@ -178,8 +199,8 @@ impl Queue {
                 line.ahead = line.ahead.and(claim.mode);
                 if entry.stage != Stage::Joined {
                     line.unsettled = true;
-                    line.strictly_unsettled |=
-                        claim.mode != Mode::Shared || entry.stage == Stage::Launched;
+                    line.strictly_unsettled |= claim.mode != Mode::Shared
+                        || matches!(entry.stage, Stage::Launched | Stage::SteppingBack);
                 }
             }
         }
@@ -309,6 +330,28 @@ mod tests {
             queue.joined(&id(script));
         }
         assert_eq!(queue.launch_next(), Some(id("c")));
+    }
+
+    #[test]
+    fn rule_2_who_is_to_step_back_is_not_overtaken() {
+        for claims in [exclusive(), shared()] {
+            let mut queue = Queue::new(10, 0);
+            add(&mut queue, "a", claims.clone());
+            assert_eq!(launch(&mut queue), "a");
+            add(&mut queue, "b", claims.clone());
+            queue.step_back(&id("a"));
+            // What it said before it heard of it.
+            queue.joined(&id("a"));
+            assert_eq!(launch(&mut queue), "");
+            queue.requeue(&id("a"));
+            assert_eq!(launch(&mut queue), "a b");
+            // One that runs already was asked in vain.
+            queue.step_back(&id("b"));
+            queue.started(&id("b"));
+            queue.remove(&id("a"));
+            add(&mut queue, "c", claims);
+            assert_eq!(launch(&mut queue), "c");
+        }
     }
 
     #[test]

@@ -21,7 +21,8 @@ impl Agent {
     /// script, as it stands.
     ///
     /// # Errors
-    /// When the queue is full, the id was used for another request, or the disk refuses.
+    /// When the agent drains, the queue is full, the id was used for another request, or the disk
+    /// refuses.
     pub async fn start(&self, spec: Spec) -> Result<Snapshot, AgentError> {
         let id = spec.script_id.clone();
         let spec = Arc::new(spec);
@@ -34,6 +35,8 @@ impl Agent {
             let mut table = self.table();
             if table.get(&id).is_some() {
                 None
+            } else if let Some(drain) = table.drain.clone() {
+                return Err(AgentError::Draining(drain));
             } else {
                 Some(table.reserve(Arc::clone(&spec), now)?)
             }

@@ -126,9 +126,18 @@ impl Supervisors {
 
     /// Tells a script's supervisor to stop it. Nothing happens when there is none.
     pub(super) fn stop(&self, id: &ScriptId) {
+        self.tell(id, Signal::TERM);
+    }
+
+    /// Tells a script's supervisor not to start it now. One that has started it goes on.
+    pub(super) fn step_back(&self, id: &ScriptId) {
+        self.tell(id, Signal::USR1);
+    }
+
+    fn tell(&self, id: &ScriptId, signal: Signal) {
         if let Some(descriptor) = lock(&self.living).get(id) {
             // ESRCH: it has ended already.
-            pidfd_send_signal(descriptor.as_ref(), Signal::TERM).unwrap_or_default();
+            pidfd_send_signal(descriptor.as_ref(), signal).unwrap_or_default();
         }
     }
 

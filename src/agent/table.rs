@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::queue::{LineBefore, Queue, QueueFull};
 use crate::mutex::{Blocked, Claimant, Mode, MutexName, Party};
-use crate::script::{Event, IllegalTransition, Phase, ScriptId, Straggler};
+use crate::script::{Drain, Event, IllegalTransition, Phase, ScriptId, Straggler};
 use crate::snapshot::{Snapshot, Wait};
 use crate::spec::Spec;
 
@@ -42,6 +42,8 @@ pub(super) struct Living {
     pub(super) launches: u32,
     /// How often a supervisor died before it started the script.
     pub(super) false_starts: u32,
+    /// Whether its supervisor was asked to step back: then its end is no false start.
+    pub(super) asked_back: bool,
     /// Rings on each change of this script, its output included.
     pub(super) changed: watch::Sender<()>,
 }
@@ -57,16 +59,27 @@ pub struct Counts {
     pub running: u32,
 }
 
+/// How an agent stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Status {
+    /// How busy it is.
+    pub counts: Counts,
+    /// Why it takes nothing new, if it drains.
+    pub drain: Option<Drain>,
+}
+
 /// All scripts that are not done.
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) queue: Queue,
+    /// While the agent drains, nothing new comes in and nothing is launched.
+    pub(super) drain: Option<Drain>,
     living: HashMap<ScriptId, Living>,
 }
 
 impl Table {
     pub(super) fn new(queue: Queue) -> Self {
-        Self { queue, living: HashMap::new() }
+        Self { queue, drain: None, living: HashMap::new() }
     }
 
     /// Gives a new script its place; returns the number of its arrival.
@@ -95,6 +108,7 @@ impl Table {
             stop: None,
             launches: 0,
             false_starts: 0,
+            asked_back: false,
             changed: watch::Sender::new(()),
             summary: spec.summary(),
             spec,
@@ -137,11 +151,15 @@ impl Table {
 
     /// The next script to launch; it counts as launched.
     pub(super) fn launch_next(&mut self) -> Option<Arc<Spec>> {
+        if self.drain.is_some() {
+            return None;
+        }
         let id = self.queue.launch_next()?;
         let living = self.living.get_mut(&id)?;
         // A queued script may always be launched.
         living.phase = living.phase.clone().next(Event::Launched).unwrap_or(Phase::Waiting);
         living.launches += 1;
+        living.asked_back = false;
         living.changed.send_replace(());
         Some(Arc::clone(&living.spec))
     }
@@ -159,7 +177,27 @@ impl Table {
         })
     }
 
-    pub(super) fn counts(&self) -> Counts {
+    /// The script's supervisor is asked to step back, if it may not have started it yet.
+    pub(super) fn step_back(&mut self, id: &ScriptId) -> bool {
+        let living = self.living.get_mut(id).filter(|living| living.phase == Phase::Waiting);
+        let Some(living) = living else {
+            return false;
+        };
+        living.asked_back = true;
+        self.queue.step_back(id);
+        true
+    }
+
+    /// All scripts, in no order.
+    pub(super) fn ids(&self) -> Vec<ScriptId> {
+        self.living.keys().cloned().collect()
+    }
+
+    pub(super) fn status(&self) -> Status {
+        Status { counts: self.counts(), drain: self.drain.clone() }
+    }
+
+    fn counts(&self) -> Counts {
         let mut counts = Counts::default();
         for living in self.living.values() {
             match living.phase {
@@ -188,7 +226,8 @@ impl Table {
     pub(super) fn snapshot(&self, id: &ScriptId) -> Option<Snapshot> {
         let living = self.living.get(id).filter(|living| living.accepted)?;
         let waits = match living.phase {
-            Phase::Queued | Phase::Waiting => self.waits(id, living),
+            Phase::Queued => self.waits_in_queue(id, living),
+            Phase::Waiting => self.waits(id, living),
             Phase::Running | Phase::Stopping | Phase::Done(_) => Vec::new(),
         };
         let spec = &living.spec;
@@ -207,6 +246,20 @@ impl Table {
             stuck: living.stuck.clone(),
             summary: living.summary.clone(),
         })
+    }
+
+    /// The same of a script in the queue, which also waits for the end of a drain.
+    fn waits_in_queue(&self, id: &ScriptId, living: &Living) -> Vec<Wait> {
+        let mut waits = self.waits(id, living);
+        if let Some(drain) = &self.drain {
+            if waits.is_empty() {
+                waits.push(self.outsiders(&living.spec.mutex, &[], living));
+            }
+            for wait in &mut waits {
+                wait.drain = Some(drain.clone());
+            }
+        }
+        waits
     }
 
     /// What a script waits for: those of this agent who are before it, and those from outside whom
@@ -262,6 +315,7 @@ impl Table {
             ahead_count: count(ahead.len()),
             ahead,
             foreign: report.is_some_and(|blocked| blocked.foreign),
+            drain: None,
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
+use super::drain::{self, DrainArgs, ResumeArgs};
 use super::failure::{Failure, code};
 use super::moment;
 use super::reach::Reach;
@@ -35,7 +36,8 @@ Examples:
   baton agent init                                     make identity and configuration
   baton agent trust 5f3c… --name ci --expires 90d      let a client in
   baton agent run                                      serve, until Ctrl-C
-  baton agent run --listen none                        serve callers of this machine only";
+  baton agent run --listen none                        serve callers of this machine only
+  baton agent drain --wait                             let the machine come to rest";
 
 /// Run an agent, and say whom it trusts
 #[derive(Debug, Args)]
@@ -68,7 +70,10 @@ enum AgentCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Show what a running agent is
+    Drain(DrainArgs),
+    Resume(ResumeArgs),
+    /// Show what a running agent is, how busy, and whether it drains
+    #[command(visible_alias = "status")]
     Info {
         #[command(flatten)]
         reach: Reach,
@@ -137,6 +142,8 @@ pub(super) fn agent(args: AgentArgs, folders: Directories) -> Result<ExitCode, F
             write_out(format!("{} is not trusted any more\n", peer.name).as_bytes())?;
         }
         AgentCommand::Peers { json } => peers(&folders.config, json)?,
+        AgentCommand::Drain(args) => return super::asynchronous(drain::drain(args, folders)),
+        AgentCommand::Resume(args) => return super::asynchronous(drain::resume(args, folders)),
         AgentCommand::Info { reach, json } => {
             return super::asynchronous(agent_info(reach, folders, json));
         }
@@ -331,13 +338,16 @@ async fn agent_info(reach: Reach, folders: Directories, json: bool) -> Result<Ex
             "queued": status.queued,
             "waiting": status.waiting,
             "running": status.running,
+            "draining": drain::status_json(&status)["draining"],
         }))?;
         return Ok(ExitCode::SUCCESS);
     }
+    let drains = drain::draining(&status).map(|drain| format!("{drain}\n")).unwrap_or_default();
     let text = format!(
         "{name}: baton {version} on {hostname} ({os}, {architecture})\n\
          scripts: {running} running, {waiting} waiting, {queued} queued\n\
-         mutexes: {mutexes}\n",
+         mutexes: {mutexes}\n\
+         {drains}",
         name = info.name,
         version = info.version,
         hostname = info.hostname,

@@ -177,6 +177,7 @@ impl From<ClientError> for Failure {
             }
             ClientError::Refused { reason, code: status, .. } => {
                 let hint = match reason.as_str() {
+                    "AGENT_DRAINING" => Some("`baton agent resume` lets it take scripts again"),
                     "QUEUE_FULL" => Some("`baton queue` shows what is in it; try again later"),
                     "SCRIPT_ID_CONFLICT" => Some("an id stands for one request; choose another id"),
                     "SCRIPT_NOT_DONE" => Some("`baton cancel --wait` stops it"),
@@ -201,7 +202,9 @@ impl From<ClientError> for Failure {
                     }
                     _ => None,
                 };
-                (exit_code(*status), hint)
+                // It is there, and busy with coming to rest.
+                let draining = reason == "AGENT_DRAINING";
+                (if draining { code::BUSY } else { exit_code(*status) }, hint)
             }
         };
         if let ClientError::Connect(error) = error {

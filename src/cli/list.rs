@@ -150,6 +150,10 @@ pub(super) async fn queue(args: QueueArgs, folders: Directories) -> Result<ExitC
     if args.json {
         return print_json(&scripts);
     }
+    let status = client.info().await?.status.unwrap_or_default();
+    if let Some(drain) = super::drain::draining(&status) {
+        write_out(format!("{drain}\n").as_bytes())?;
+    }
     if scripts.is_empty() {
         write_out(b"nothing runs and nothing waits\n")?;
         return Ok(ExitCode::SUCCESS);

@@ -3,6 +3,7 @@
 mod agent;
 mod cancel;
 mod demo;
+mod drain;
 mod failure;
 mod flock;
 mod forget;

@@ -77,6 +77,7 @@ fn wait_json(wait: &Wait) -> Value {
         "ahead": wait.ahead.iter().map(party_json).collect::<Vec<_>>(),
         "ahead_count": wait.ahead_count,
         "foreign": wait.foreign,
+        "draining": wait.drain.as_ref().map(super::drain::drain_json),
         "reason": wait.reason(),
     })
 }

@@ -6,6 +6,7 @@ pub mod embedded;
 mod files;
 mod follow;
 mod patience;
+mod standing;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,7 @@ use tonic_types::StatusExt as _;
 pub use connect::ConnectError;
 pub use files::{FileError, Moved, Tell, Told};
 pub use follow::{Following, Heard};
+pub use standing::Standing;
 
 use crate::script::ScriptId;
 use crate::snapshot::Snapshot;
@@ -214,6 +216,30 @@ impl Client {
         let request = v1::ForgetRequest { script_id: id.to_string() };
         self.scripts.clone().forget(request).await?;
         Ok(())
+    }
+
+    /// Lets the agent take nothing new and start nothing.
+    ///
+    /// # Errors
+    /// When it refuses or can't be reached.
+    pub async fn drain(&self, reason: String) -> Result<v1::AgentStatus, ClientError> {
+        let request = v1::DrainRequest { reason };
+        let status = self.agent.clone().drain(request).await?.into_inner().status;
+        Ok(status.unwrap_or_default())
+    }
+
+    /// Lets the agent take and start scripts again.
+    ///
+    /// # Errors
+    /// When it refuses or can't be reached.
+    pub async fn resume(&self) -> Result<v1::AgentStatus, ClientError> {
+        let status = self.agent.clone().resume(v1::ResumeRequest {}).await?.into_inner().status;
+        Ok(status.unwrap_or_default())
+    }
+
+    /// Follows how the agent stands, also across restarts.
+    pub fn watch_agent(&self) -> Standing {
+        Standing::new(self.clone())
     }
 
     /// What the agent is.

@@ -7,12 +7,17 @@ use futures_util::stream::unfold;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
+use tracing::{Instrument as _, info_span};
 
+use super::listen::caller;
 use super::status;
-use crate::agent::{Agent, Counts};
+use crate::agent::{Agent, Counts, Status as AgentStatus};
 use crate::config::host_name;
 use crate::spec::{MAX_BODY_BYTES, MAX_FILE_BYTES, MAX_FILES_BYTES};
 use crate::wire::{to_duration, to_timestamp, v1};
+
+/// The longest reason of a drain, in bytes.
+const MAX_REASON_BYTES: usize = 1024;
 
 /// The service.
 pub(super) struct Service {
@@ -26,7 +31,7 @@ type Events = Pin<Box<dyn Stream<Item = Result<v1::AgentWatchResponse, Status>> 
 /// What a stream of counts knows.
 struct Counting {
     changes: watch::Receiver<()>,
-    told: Option<Counts>,
+    told: Option<AgentStatus>,
 }
 
 impl Service {
@@ -42,8 +47,8 @@ impl Service {
             async move {
                 let mut counting = counting?;
                 match stop.run_until_cancelled(counting.next(&agent)).await {
-                    Some(counts) => {
-                        let status = Some(counts.into());
+                    Some(status) => {
+                        let status = Some(status.into());
                         Some((Ok(v1::AgentWatchResponse { status }), Some(counting)))
                     }
                     None => Some((Err(status::stopping()), None)),
@@ -67,9 +72,10 @@ impl Service {
     }
 }
 
-impl From<Counts> for v1::AgentStatus {
-    fn from(Counts { queued, waiting, running }: Counts) -> Self {
-        Self { queued, waiting, running }
+impl From<AgentStatus> for v1::AgentStatus {
+    fn from(AgentStatus { counts, drain }: AgentStatus) -> Self {
+        let Counts { queued, waiting, running } = counts;
+        Self { queued, waiting, running, draining: drain.map(v1::Draining::from) }
     }
 }
 
@@ -88,7 +94,7 @@ impl v1::agent_server::Agent for Service {
             started_at: Some(to_timestamp(self.agent.started_at())),
             mutex_directory: self.agent.settings().mutexes.display().to_string(),
             limits: Some(self.limits()),
-            status: Some(self.agent.counts().into()),
+            status: Some(self.agent.status().into()),
         }))
     }
 
@@ -101,17 +107,41 @@ impl v1::agent_server::Agent for Service {
         let counting = Counting { changes: self.agent.changes(), told: None };
         Ok(Response::new(self.counts(counting)))
     }
+
+    async fn drain(
+        &self,
+        request: Request<v1::DrainRequest>,
+    ) -> Result<Response<v1::DrainResponse>, Status> {
+        let caller = caller(&request);
+        let v1::DrainRequest { reason } = request.into_inner();
+        crate::script::check_text(&reason, MAX_REASON_BYTES)
+            .map_err(|error| status::field("reason", &error.to_string()))?;
+        let span = info_span!("Drain", caller);
+        let status = self.agent.drain(caller, reason).instrument(span).await;
+        let status = status.map_err(|e| status::agent(&e))?;
+        Ok(Response::new(v1::DrainResponse { status: Some(status.into()) }))
+    }
+
+    async fn resume(
+        &self,
+        request: Request<v1::ResumeRequest>,
+    ) -> Result<Response<v1::ResumeResponse>, Status> {
+        let span = info_span!("Resume", caller = caller(&request));
+        let status = self.agent.resume().instrument(span).await;
+        let status = status.map_err(|e| status::agent(&e))?;
+        Ok(Response::new(v1::ResumeResponse { status: Some(status.into()) }))
+    }
 }
 
 impl Counting {
-    /// The counts now, then after each change.
-    async fn next(&mut self, agent: &Agent) -> Counts {
+    /// How the agent stands now, then after each change.
+    async fn next(&mut self, agent: &Agent) -> AgentStatus {
         loop {
             self.changes.mark_unchanged();
-            let counts = agent.counts();
-            if self.told != Some(counts) {
-                self.told = Some(counts);
-                return counts;
+            let status = agent.status();
+            if self.told.as_ref() != Some(&status) {
+                self.told = Some(status.clone());
+                return status;
             }
             // The agent, which rings, lives as long as its service.
             self.changes.changed().await.unwrap_or_default();

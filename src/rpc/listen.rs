@@ -71,7 +71,7 @@ impl fmt::Display for Caller {
     }
 }
 
-/// Who calls, for the log.
+/// Who calls, for the record.
 pub(super) fn caller<T>(request: &Request<T>) -> String {
     request.extensions().get::<Caller>().map(Caller::to_string).unwrap_or_default()
 }

@@ -68,6 +68,10 @@ pub(super) fn agent(error: &AgentError) -> Status {
             let capacity = about("capacity", full.capacity.to_string());
             (Code::ResourceExhausted, "QUEUE_FULL", capacity)
         }
+        AgentError::Draining(drain) => {
+            let since = about("since", drain.since.to_string());
+            (Code::Unavailable, "AGENT_DRAINING", since)
+        }
         AgentError::IdConflict { fields, .. } => {
             (Code::AlreadyExists, "SCRIPT_ID_CONFLICT", about("fields", fields.join(", ")))
         }

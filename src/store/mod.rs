@@ -24,7 +24,7 @@ use std::thread::JoinHandle;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::script::{Labels, Phase, ScriptId};
+use crate::script::{Drain, Labels, Phase, ScriptId};
 use worker::Command;
 
 pub use kept::{Kept, Oldest};
@@ -287,6 +287,25 @@ impl Store {
     /// When they can't be looked up.
     pub async fn unknown(&self, ids: Vec<ScriptId>) -> Result<Vec<ScriptId>, StoreError> {
         self.call(|reply| Command::Unknown(ids, reply)).await
+    }
+
+    /// Whether the agent drains.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub async fn drain(&self) -> Result<Option<Drain>, StoreError> {
+        self.call(Command::Drain).await
+    }
+
+    /// Remembers that the agent drains, or no longer does.
+    ///
+    /// # Durability
+    /// On disk when it returns.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub async fn set_drain(&self, drain: Option<Drain>) -> Result<(), StoreError> {
+        self.call(|reply| Command::SetDrain(drain, reply)).await
     }
 
     /// The greatest number of arrival so far.

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::StoreError;
 
 /// Each step brings the schema from one version to the next. Never change one that was released.
-const STEPS: [&str; 2] = [FIRST, HISTORY];
+const STEPS: [&str; 3] = [FIRST, HISTORY, DRAIN];
 
 pub(super) const FIRST: &str = "
     CREATE TABLE scripts (
@@ -69,6 +69,16 @@ const HISTORY: &str = "
         ON scripts (done, seq, queued_at, ended_at, outcome, exit_code);
     CREATE INDEX scripts_by_end ON scripts (ended_at, seq, disk_bytes) WHERE done = 1;
     CREATE INDEX scripts_unmeasured ON scripts (seq) WHERE done = 1 AND disk_bytes IS NULL;
+";
+
+/// That the agent drains: one row, or none.
+const DRAIN: &str = "
+    CREATE TABLE drain (
+        one    INTEGER PRIMARY KEY CHECK (one = 1),
+        since  INTEGER NOT NULL,
+        caller TEXT NOT NULL,
+        reason TEXT NOT NULL
+    ) STRICT;
 ";
 
 /// How long another reader, an operator's `sqlite3` say, may hold things up.

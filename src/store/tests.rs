@@ -155,6 +155,22 @@ async fn what_a_caller_is_told_of_a_batch_is_true() {
 }
 
 #[tokio::test]
+async fn that_the_agent_drains_is_there_after_a_restart() {
+    let root = tempfile::tempdir().unwrap();
+    let store = open(&root);
+    assert_eq!(store.drain().await.unwrap(), None);
+    let since = Timestamp::now();
+    let drain = Drain { since, by: "ci".to_owned(), reason: "kernel".to_owned() };
+    store.set_drain(Some(drain.clone())).await.unwrap();
+    store.set_drain(Some(drain.clone())).await.unwrap();
+    store.close().await;
+    let store = open(&root);
+    assert_eq!(store.drain().await.unwrap(), Some(drain));
+    store.set_drain(None).await.unwrap();
+    assert_eq!(store.drain().await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn the_file_is_for_its_owner_alone() {
     use std::os::unix::fs::PermissionsExt as _;
     let root = tempfile::tempdir().unwrap();

@@ -11,7 +11,7 @@ use super::{
     Accepted, DoneCursor, DoneFilter, DonePage, Kept, Record, ScriptUpdate, StoreError, history,
     kept,
 };
-use crate::script::{Labels, OutcomeKind, Phase, ScriptId};
+use crate::script::{Drain, Labels, OutcomeKind, Phase, ScriptId};
 
 /// How many calls are committed together at most: bounds how long the first one waits.
 const MAX_BATCH: usize = 128;
@@ -31,6 +31,8 @@ pub(super) enum Command {
     Unmeasured(usize, Reply<Vec<(Option<ScriptId>, u64)>>),
     Measured(u64, u64, Reply<()>),
     Unknown(Vec<ScriptId>, Reply<Vec<ScriptId>>),
+    Drain(Reply<Option<Drain>>),
+    SetDrain(Option<Drain>, Reply<()>),
     MaxSeq(Reply<u64>),
     Close,
 }
@@ -98,6 +100,8 @@ fn carry_out(transaction: &Transaction<'_>, command: Command) -> Option<Answer> 
             answer(reply, kept::measured(transaction, seq, bytes))
         }
         Command::Unknown(ids, reply) => answer(reply, kept::unknown(transaction, ids)),
+        Command::Drain(reply) => answer(reply, drain(transaction)),
+        Command::SetDrain(drain, reply) => answer(reply, set_drain(transaction, drain.as_ref())),
         Command::MaxSeq(reply) => answer(reply, max_seq(transaction)),
         Command::Close => return None,
     };
@@ -202,6 +206,25 @@ pub(super) fn readable(
         }
     }
     Ok(records)
+}
+
+fn drain(transaction: &Transaction<'_>) -> Result<Option<Drain>, StoreError> {
+    let mut statement = transaction.prepare_cached("SELECT since, caller, reason FROM drain")?;
+    let found = statement.query_row([], |row| {
+        let since = Timestamp::from_nanosecond(i128::from(row.get::<_, i64>(0)?));
+        let since = since.unwrap_or(Timestamp::UNIX_EPOCH);
+        Ok(Drain { since, by: row.get(1)?, reason: row.get(2)? })
+    });
+    Ok(found.optional()?)
+}
+
+fn set_drain(transaction: &Transaction<'_>, drain: Option<&Drain>) -> Result<(), StoreError> {
+    transaction.prepare_cached("DELETE FROM drain")?.execute([])?;
+    if let Some(Drain { since, by, reason }) = drain {
+        let mut insert = transaction.prepare_cached("INSERT INTO drain VALUES (1, ?1, ?2, ?3)")?;
+        insert.execute(params![nanoseconds(*since), by, reason])?;
+    }
+    Ok(())
 }
 
 fn max_seq(transaction: &Transaction<'_>) -> Result<u64, StoreError> {

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! 1. It shares no memory with the agent: they meet in the workspace, and a SIGTERM means "stop the
-//!    script" (`cancel.json` says why). So it outlives the agent.
+//!    script" (`cancel.json` says why), a SIGUSR1 "don't start it now". So it outlives the agent.
 //! 2. The mutexes are given back only when the tree is gone, or an operator abandoned what can't be
 //!    ended, and the outcome is on disk.
 //! 3. Exactly one supervisor works on a workspace: it keeps `supervisor` locked, and its token must
@@ -28,7 +28,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use crate::journal::{self, Writer};
 use crate::mutex::abandoned::{self, Abandoned};
@@ -108,9 +108,11 @@ fn supervise(assignment: Assignment) -> Result<(), SuperviseError> {
     Supervision { workspace, job, signals, journal, is_drop_told }.carry_out()
 }
 
-/// What tells a supervisor to stop, and that a process has ended.
+/// What tells a supervisor to stop or to step back, and that a process has ended.
 struct Signals {
     stop: UnixStream,
+    /// Looked at only while it waits: who runs goes on.
+    step_back: UnixStream,
     child: UnixStream,
     /// Whether the script ends with its owner, whose end has not been seen yet.
     tied: Cell<bool>,
@@ -124,10 +126,12 @@ impl Signals {
         }
         let (child, child_writer) = UnixStream::pair()?;
         signal_hook::low_level::pipe::register(SIGCHLD, child_writer)?;
-        for stream in [&stop, &child] {
+        let (step_back, step_back_writer) = UnixStream::pair()?;
+        signal_hook::low_level::pipe::register(SIGUSR1, step_back_writer)?;
+        for stream in [&stop, &step_back, &child] {
             stream.set_nonblocking(true)?;
         }
-        Ok(Self { stop, child, tied: Cell::new(tied) })
+        Ok(Self { stop, step_back, child, tied: Cell::new(tied) })
     }
 
     /// Whether a signal came since the last call.
@@ -171,6 +175,7 @@ impl Supervision {
         let mut hold = match self.wait() {
             Ok(wait::Waited::Held(hold)) => hold,
             Ok(wait::Waited::Over(kind)) => return self.record(kind.into(), None),
+            Ok(wait::Waited::SteppedBack) => return Ok(()),
             Err(error) => {
                 let reason = chain(&error);
                 let kind = OutcomeKind::NotStarted { cause: StartProblem::Agent, reason };

@@ -1,10 +1,10 @@
 //! The first stage: in the lines of the mutexes, until all are held or the wait is over.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Instant;
 
 use super::job::Report;
-use super::{SuperviseError, Supervision};
+use super::{Signals, SuperviseError, Supervision};
 use crate::mutex::{Advance, Claimant, Hold};
 use crate::script::OutcomeKind;
 
@@ -14,6 +14,8 @@ pub(super) enum Waited {
     Held(Box<Hold>),
     /// The script never starts.
     Over(OutcomeKind),
+    /// It starts later, by another supervisor. Nothing is held any more.
+    SteppedBack,
 }
 
 impl Supervision {
@@ -33,7 +35,7 @@ impl Supervision {
             // Also when all is held: who was to stop, or came too late, is not started.
             if let Some(over) = self.wait_is_over(deadline) {
                 hold.release()?;
-                return Ok(Waited::Over(over));
+                return Ok(over);
             }
             match advance {
                 Advance::Held => return Ok(Waited::Held(Box::new(hold))),
@@ -46,16 +48,22 @@ impl Supervision {
                 }
                 Advance::NothingNew => {}
             }
-            let descriptors: Vec<BorrowedFd<'_>> = hold.descriptors().collect();
+            let step_back = self.signals.step_back.as_fd();
+            let descriptors: Vec<BorrowedFd<'_>> = hold.descriptors().chain([step_back]).collect();
             self.sleep(&descriptors, deadline.into_iter().chain(hold.look_again()).min())?;
         }
     }
 
-    fn wait_is_over(&self, deadline: Option<Instant>) -> Option<OutcomeKind> {
+    fn wait_is_over(&self, deadline: Option<Instant>) -> Option<Waited> {
+        // Before the cancel: the agent knows of both.
+        if Signals::take(&self.signals.step_back) {
+            return Some(Waited::SteppedBack);
+        }
         if let Some(reason) = self.stop_reason() {
-            return Some(OutcomeKind::Cancelled { while_queued: true, reason });
+            return Some(Waited::Over(OutcomeKind::Cancelled { while_queued: true, reason }));
         }
         let (_, limit) = self.job.queue_time?;
-        (Instant::now() >= deadline?).then_some(OutcomeKind::QueueTimedOut { limit })
+        let over = Instant::now() >= deadline?;
+        over.then_some(Waited::Over(OutcomeKind::QueueTimedOut { limit }))
     }
 }

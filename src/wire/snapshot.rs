@@ -1,10 +1,11 @@
-//! How a script stands: `Script`, `Wait`, `Claimant` and [`Snapshot`], [`Wait`], [`Party`].
+//! How a script stands: `Script`, `Wait`, `Claimant`, `Draining` and [`Snapshot`], [`Wait`],
+//! [`Party`], [`Drain`].
 
 use jiff::Timestamp;
 
 use super::{WireError, from_timestamp, to_timestamp, v1};
 use crate::mutex::{Claimant, Party};
-use crate::script::{Isolation, Outcome, Phase, Straggler};
+use crate::script::{Drain, Isolation, Outcome, Phase, Straggler};
 use crate::snapshot::{Snapshot, Wait};
 
 impl From<Snapshot> for v1::Script {
@@ -79,7 +80,8 @@ impl TryFrom<v1::Script> for Snapshot {
 impl From<Wait> for v1::Wait {
     fn from(wait: Wait) -> Self {
         let reason = wait.reason();
-        let Wait { mutex, position, holders, holder_count, ahead, ahead_count, foreign } = wait;
+        let Wait { mutex, position, holders, holder_count, ahead, ahead_count, foreign, drain } =
+            wait;
         Self {
             mutex: mutex.into(),
             position,
@@ -89,6 +91,7 @@ impl From<Wait> for v1::Wait {
             holder_count,
             reason,
             foreign,
+            draining: drain.map(v1::Draining::from),
         }
     }
 }
@@ -105,7 +108,21 @@ impl TryFrom<v1::Wait> for Wait {
             ahead: message.ahead.into_iter().map(Party::from).collect(),
             ahead_count: message.ahead_count,
             holder_count: message.holder_count,
+            drain: message.draining.map(Drain::from),
         })
+    }
+}
+
+impl From<Drain> for v1::Draining {
+    fn from(Drain { since, by, reason }: Drain) -> Self {
+        Self { since: Some(to_timestamp(since)), by, reason }
+    }
+}
+
+impl From<v1::Draining> for Drain {
+    fn from(v1::Draining { since, by, reason }: v1::Draining) -> Self {
+        let since = since.and_then(from_timestamp).unwrap_or(Timestamp::UNIX_EPOCH);
+        Self { since, by, reason }
     }
 }
 

@@ -150,6 +150,7 @@ pub(in crate::cli) fn wait_of(blocked: &Blocked) -> Wait {
         ahead: blocked.ahead.clone(),
         ahead_count: count(blocked.position.saturating_sub(1)),
         foreign: blocked.foreign,
+        drain: None,
     }
 }
 
