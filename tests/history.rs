@@ -45,6 +45,7 @@ async fn history_is_asked_by_time_outcome_and_label() {
     runs.is_running().await;
     let waits = draft(&agent, "cancelled", "web", "true").start().await;
     support::cancel(&waits, "enough").await;
+    waits.is_done().await;
     let list = |arguments: &[&str]| listed(&world, &agent, arguments);
     assert_eq!(list(&[]), "runs cancelled db-bad web-bad web-ok");
     let week = ["--since", "7d", "--outcome", "failed", "--label", "project=web"];

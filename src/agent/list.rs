@@ -4,12 +4,13 @@
 //! go. Of each script there is one place in each order, whatever becomes of it meanwhile; only in the
 //! usual order a script that ends between two pages is met again among those that are done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
 use super::scripts::stored_snapshot;
 use super::{Agent, AgentError};
+use crate::script::Phase;
 use crate::snapshot::Snapshot;
 use crate::store::{DoneCursor, DoneFilter, DonePage, OutcomeFilter};
 
@@ -63,10 +64,21 @@ impl ListFilter {
         self.phases.as_ref().is_none_or(|phases| phases.contains(&phase))
     }
 
-    /// Whether it wants a script that is not done.
+    /// Whether it wants a script that isn't in the store as done, or not yet.
     fn matches(&self, snapshot: &Snapshot) -> bool {
+        let ended_so = match &snapshot.phase {
+            Phase::Done(outcome) => {
+                let mut ways = self.outcomes.iter();
+                self.outcomes.is_empty() || ways.any(|way| way.matches(&outcome.kind))
+            }
+            Phase::Queued | Phase::Waiting | Phase::Running | Phase::Stopping => {
+                self.outcomes.is_empty()
+            }
+        };
+        let ended_before = |since| snapshot.ended_at.is_some_and(|ended_at| ended_at < since);
         self.wants(snapshot.phase.name())
-            && self.outcomes.is_empty()
+            && ended_so
+            && !self.since.is_some_and(ended_before)
             && self.until.is_none_or(|until| snapshot.queued_at < until)
             && self.labels.iter().all(|(key, value)| snapshot.labels.get(key) == Some(value))
     }
@@ -108,25 +120,36 @@ impl Agent {
         after: Option<ListCursor>,
         limit: usize,
     ) -> Result<Page, AgentError> {
-        let mut scripts = Vec::new();
-        let after_done = match after {
-            Some(ListCursor::Done(cursor)) => Some(cursor),
-            Some(ListCursor::Living(_) | ListCursor::Newest(_)) | None => {
-                let from = if let Some(ListCursor::Living(arrival)) = after { arrival } else { 0 };
-                let table = self.table();
-                let found = table.snapshots(from).filter(|(_, script)| filter.matches(script));
-                for (arrival, script) in found {
-                    scripts.push(script);
-                    if scripts.len() == limit {
-                        return Ok(Page { scripts, next: Some(ListCursor::Living(arrival)) });
-                    }
+        let mut living = Vec::new();
+        let (mut before, mut leaving) = (u64::MAX, Vec::new());
+        {
+            let table = self.table();
+            match after {
+                Some(ListCursor::Done(DoneCursor { seq })) => before = seq,
+                Some(ListCursor::Living(_) | ListCursor::Newest(_)) | None => {
+                    let from = if let Some(ListCursor::Living(seq)) = after { seq } else { 0 };
+                    let found = table.snapshots(from).filter(|(_, script)| filter.matches(script));
+                    living.extend(found.take(limit));
                 }
-                None
             }
-        };
-        let done = self.done_page(filter, after_done, limit - scripts.len()).await?;
-        scripts.extend(done.records.into_iter().map(stored_snapshot));
-        Ok(Page { scripts, next: done.next.map(ListCursor::Done) })
+            if living.len() < limit {
+                leaving.extend(table.leaving().filter(|(_, script)| filter.matches(script)));
+            }
+        }
+        if let Some((arrival, _)) = living.last().filter(|_| living.len() == limit) {
+            let next = Some(ListCursor::Living(*arrival));
+            return Ok(Page {
+                scripts: living.into_iter().map(|(_, script)| script).collect(),
+                next,
+            });
+        }
+        let (done, next) = self.merge(filter, leaving, before, limit - living.len()).await?;
+        // One that ended meanwhile is shown once, as it stood.
+        let shown: BTreeSet<u64> = living.iter().map(|(arrival, _)| *arrival).collect();
+        let done = done.into_iter().filter(|(arrival, _)| !shown.contains(arrival));
+        let scripts = living.iter().cloned().chain(done).map(|(_, script)| script).collect();
+        let next = next.map(|seq| ListCursor::Done(DoneCursor { seq }));
+        Ok(Page { scripts, next })
     }
 
     async fn newest(
@@ -135,24 +158,39 @@ impl Agent {
         before: u64,
         limit: usize,
     ) -> Result<Page, AgentError> {
-        // First those that are not done: one that ends in between is in both, and shown as done.
         let living: Vec<(u64, Snapshot)> = {
             let table = self.table();
-            let found = table.snapshots_before(before);
-            found.filter(|(_, script)| filter.matches(script)).take(limit + 1).collect()
+            let wanted = |(_, script): &(u64, Snapshot)| filter.matches(script);
+            let living = table.snapshots_before(before).filter(wanted).take(limit + 1);
+            living.chain(table.leaving().filter(wanted)).collect()
         };
+        let (page, next) = self.merge(filter, living, before, limit).await?;
+        let scripts = page.into_iter().map(|(_, script)| script).collect();
+        Ok(Page { scripts, next: next.map(ListCursor::Newest) })
+    }
+
+    /// Up to `limit` scripts that arrived before a number, the newest first: those of the table, which
+    /// was looked at first, and those of the store. One that is in both is shown as done. Also says
+    /// behind which number it goes on.
+    async fn merge(
+        &self,
+        filter: &ListFilter,
+        from_table: Vec<(u64, Snapshot)>,
+        before: u64,
+        limit: usize,
+    ) -> Result<(Vec<(u64, Snapshot)>, Option<u64>), AgentError> {
         let after = (before != u64::MAX).then_some(DoneCursor { seq: before });
         let DonePage { records, next } = self.done_page(filter, after, limit).await?;
         // What is older than the last one that is done belongs to a later page.
         let horizon = next.map_or(0, |cursor| cursor.seq);
-        let living = living.into_iter().filter(|(arrival, _)| *arrival >= horizon);
-        let mut merged: BTreeMap<u64, Snapshot> = living.collect();
+        let from_table = from_table.into_iter();
+        let here = from_table.filter(|(arrival, _)| (horizon..before).contains(arrival));
+        let mut merged: BTreeMap<u64, Snapshot> = here.collect();
         merged.extend(records.into_iter().map(|record| (record.seq, stored_snapshot(record))));
         let more = merged.len() > limit;
         let page: Vec<(u64, Snapshot)> = merged.into_iter().rev().take(limit).collect();
         let last = page.last().map(|(arrival, _)| *arrival).filter(|_| more);
-        let next = last.or(next.map(|cursor| cursor.seq)).map(ListCursor::Newest);
-        Ok(Page { scripts: page.into_iter().map(|(_, script)| script).collect(), next })
+        Ok((page, last.or(next.map(|cursor| cursor.seq))))
     }
 
     async fn done_page(

@@ -232,6 +232,11 @@ impl Queue {
         lines.collect()
     }
 
+    /// Whether a script is in it.
+    pub fn contains(&self, id: &ScriptId) -> bool {
+        self.arrivals.contains_key(id)
+    }
+
     /// The scripts that arrived after a number, in order, each with its own.
     pub fn after(&self, arrival: u64) -> impl Iterator<Item = (u64, &ScriptId)> {
         let later = self.entries.range(arrival.saturating_add(1)..);

@@ -22,6 +22,8 @@ const MAX_NAMED: usize = 16;
 #[derive(Debug)]
 pub(super) struct Living {
     pub(super) spec: Arc<Spec>,
+    /// The number of its arrival.
+    arrival: u64,
     /// What runs, in one line: it is asked for often, and a body may be long.
     summary: String,
     pub(super) phase: Phase,
@@ -85,18 +87,19 @@ impl Table {
     /// Gives a new script its place; returns the number of its arrival.
     pub(super) fn reserve(&mut self, spec: Arc<Spec>, now: Timestamp) -> Result<u64, QueueFull> {
         let arrival = self.queue.reserve(spec.script_id.clone(), spec.claims())?;
-        self.insert(spec, now, false);
+        self.insert(spec, arrival, now, false);
         Ok(arrival)
     }
 
     /// Puts a script of an earlier run of the agent back.
     pub(super) fn restore(&mut self, arrival: u64, spec: Arc<Spec>, queued_at: Timestamp) {
         self.queue.restore(arrival, spec.script_id.clone(), spec.claims());
-        self.insert(spec, queued_at, true);
+        self.insert(spec, arrival, queued_at, true);
     }
 
-    fn insert(&mut self, spec: Arc<Spec>, queued_at: Timestamp, accepted: bool) {
+    fn insert(&mut self, spec: Arc<Spec>, arrival: u64, queued_at: Timestamp, accepted: bool) {
         let living = Living {
+            arrival,
             phase: Phase::Queued,
             accepted,
             queued_at,
@@ -214,6 +217,13 @@ impl Table {
     pub(super) fn snapshots(&self, arrival: u64) -> impl Iterator<Item = (u64, Snapshot)> {
         let later = self.queue.after(arrival);
         later.filter_map(|(arrival, id)| Some((arrival, self.snapshot(id)?)))
+    }
+
+    /// The accepted scripts that have left the queue: their end is known, and about to be in the store.
+    /// In no order, each with the number of its arrival.
+    pub(super) fn leaving(&self) -> impl Iterator<Item = (u64, Snapshot)> {
+        let leaving = self.living.iter().filter(|(id, _)| !self.queue.contains(id));
+        leaving.filter_map(|(id, living)| Some((living.arrival, self.snapshot(id)?)))
     }
 
     /// The accepted scripts that arrived before a number, the last one first, each with its own.

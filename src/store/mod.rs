@@ -24,7 +24,7 @@ use std::thread::JoinHandle;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::script::{Drain, Labels, Phase, ScriptId};
+use crate::script::{Drain, Labels, OutcomeKind, Phase, ScriptId};
 use worker::Command;
 
 pub use kept::{Kept, Oldest};
@@ -116,6 +116,19 @@ pub enum OutcomeFilter {
     Failed,
     /// The kind of the outcome, as its JSON names it.
     Kind(&'static str),
+}
+
+impl OutcomeFilter {
+    /// Whether a script ended so.
+    pub fn matches(&self, outcome: &OutcomeKind) -> bool {
+        match self {
+            Self::Succeeded => matches!(outcome, OutcomeKind::Exited { code: 0 }),
+            Self::Failed => {
+                !matches!(outcome, OutcomeKind::Exited { code: 0 } | OutcomeKind::Cancelled { .. })
+            }
+            Self::Kind(kind) => worker::kind(outcome).as_deref() == Some(*kind),
+        }
+    }
 }
 
 /// Scripts that are done.

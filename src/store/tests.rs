@@ -1,7 +1,6 @@
 //! The store against real SQLite files.
 
 use super::*;
-use crate::script::OutcomeKind;
 
 fn record(id: &str, seq: u64) -> Record {
     Record {

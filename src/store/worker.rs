@@ -169,15 +169,19 @@ fn update(transaction: &Transaction<'_>, change: &ScriptUpdate) -> Result<(), St
     Ok(())
 }
 
-/// The kind of an outcome, as its JSON names it, and its exit code.
+/// The kind of an outcome, and its exit code.
 fn outcome(phase: Option<&Phase>) -> (Option<String>, Option<i32>) {
     let Some(Phase::Done(outcome)) = phase else {
         return (None, None);
     };
-    let value = serde_json::to_value(&outcome.kind).unwrap_or_default();
-    let kind = value.get("kind").and_then(|kind| kind.as_str()).map(str::to_owned);
     let exit_code = if let OutcomeKind::Exited { code } = outcome.kind { Some(code) } else { None };
-    (kind, exit_code)
+    (kind(&outcome.kind), exit_code)
+}
+
+/// The kind of an outcome, as its JSON names it.
+pub(super) fn kind(outcome: &OutcomeKind) -> Option<String> {
+    let value = serde_json::to_value(outcome).ok()?;
+    value.get("kind").and_then(|kind| kind.as_str()).map(str::to_owned)
 }
 
 fn get(transaction: &Transaction<'_>, id: &ScriptId) -> Result<Option<Record>, StoreError> {
