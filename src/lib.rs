@@ -23,6 +23,7 @@
 //! | [`script`] | the nouns: ids, isolation, phases, outcomes |
 //! | [`filewatch`] | told when a file changes |
 //! | [`durable`] | replaces a file so that it survives a crash |
+//! | [`crash`] | points at which a test lets a process die |
 //! | [`process`] | other processes: who is below whom, a signal to exactly one |
 //! | [`text`] | texts for people: cut, with causes |
 
@@ -30,6 +31,7 @@ pub mod agent;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod crash;
 pub mod durable;
 pub mod filewatch;
 pub mod journal;

@@ -15,7 +15,7 @@ use syn::spanned::Spanned as _;
 use syn::visit::Visit;
 
 /// The modules from the user down to the disk. A module uses those behind it, never those before.
-const LAYERS: [&str; 20] = [
+const LAYERS: [&str; 21] = [
     "cli",
     "client",
     "rpc",
@@ -34,6 +34,7 @@ const LAYERS: [&str; 20] = [
     "script",
     "filewatch",
     "durable",
+    "crash",
     "process",
     "text",
 ];

@@ -10,6 +10,7 @@ use tracing::{Instrument as _, error, info_span};
 
 use super::supervisor::Supervisor;
 use super::{Agent, AgentError};
+use crate::crash;
 use crate::journal;
 use crate::script::{Isolation, ScriptId, variable};
 use crate::spec::{Spec, What};
@@ -88,6 +89,7 @@ impl Agent {
         let ready = self.inner.supervisors.ready().map_err(no_supervisor)?;
         let job = self.job(spec, &workspace, ready.pid());
         let token = job.token.clone();
+        crash::point("before supervisor");
         let path = workspace.path().to_owned();
         let made = {
             let spec = Arc::clone(spec);
@@ -98,6 +100,7 @@ impl Agent {
         };
         made.await??;
         let assigned = self.inner.supervisors.assign(&spec.script_id, ready, path, token).await;
+        crash::point("after supervisor");
         assigned.map_err(no_supervisor)
     }
 

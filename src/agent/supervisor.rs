@@ -14,6 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, ChildStdin, Command};
 
 use super::Settings;
+use crate::crash;
 use crate::filewatch::register;
 use crate::script::ScriptId;
 use crate::supervisor::job::Assignment;
@@ -163,6 +164,7 @@ impl Supervisors {
             .arg("supervise")
             .env_clear()
             .envs(passed_on)
+            .envs(std::env::var_os(crash::VARIABLE).map(|point| (crash::VARIABLE, point)))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .current_dir("/");

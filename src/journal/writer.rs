@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::JournalError;
 use super::record::{self, FILE_HEADER_BYTES, HEADER_BYTES, Header, Kind, MAX_PAYLOAD_BYTES};
+use crate::crash;
 use crate::script::{DropCause, Stream};
 
 /// How much output is kept.
@@ -147,6 +148,11 @@ impl Writer {
         let time_ns = i64::try_from(time.as_nanosecond()).unwrap_or(i64::MAX);
         let header = Header::new(kind, time_ns, self.output_len, payload).encode(self.salt);
         let whole = HEADER_BYTES + payload.len();
+        if kind != Kind::Event && crash::is_due("mid record") {
+            // Whatever came of it.
+            drop(self.write(&header, &payload[..payload.len() / 2]));
+            crash::die();
+        }
         let written = self.write(&header, payload);
         if matches!(written, Ok(length) if length == whole) {
             self.end += bytes(whole);

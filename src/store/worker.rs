@@ -11,6 +11,7 @@ use super::{
     Accepted, DoneCursor, DoneFilter, DonePage, Kept, Record, ScriptUpdate, StoreError, history,
     kept,
 };
+use crate::crash;
 use crate::script::{Drain, Labels, OutcomeKind, Phase, ScriptId};
 
 /// How many calls are committed together at most: bounds how long the first one waits.
@@ -63,6 +64,7 @@ pub(super) fn run(mut connection: Connection, mut commands: mpsc::Receiver<Comma
 /// database took the transaction back (the disk is full, say).
 fn commit(connection: &mut Connection, batch: &mut VecDeque<Command>) {
     let mut answers: Vec<Answer> = Vec::with_capacity(batch.len());
+    let (before, after) = crash_points(batch);
     let committed = connection.transaction().and_then(|transaction| {
         // Outside a transaction a call would be kept at once, whatever its caller is told.
         while !transaction.is_autocommit()
@@ -70,8 +72,10 @@ fn commit(connection: &mut Connection, batch: &mut VecDeque<Command>) {
         {
             answers.extend(carry_out(&transaction, command));
         }
+        crash::point(before);
         transaction.commit()
     });
+    crash::point(after);
     if answers.is_empty() && committed.is_err() {
         // Not even a transaction was to be had: the first call hears of it.
         batch.pop_front();
@@ -80,6 +84,15 @@ fn commit(connection: &mut Connection, batch: &mut VecDeque<Command>) {
     for answer in answers {
         answer(problem.clone().map_or(Ok(()), |text| Err(StoreError::Commit(text))));
     }
+}
+
+/// The points of [`crash`] before and after this batch is on disk.
+fn crash_points(batch: &VecDeque<Command>) -> (&'static str, &'static str) {
+    if batch.iter().any(|command| matches!(command, Command::Accept(..))) {
+        return ("before accept", "after accept");
+    }
+    let is_end = |command: &Command| matches!(command, Command::Update(change, _) if change.phase.as_ref().is_some_and(Phase::is_done));
+    if batch.iter().any(is_end) { ("before end", "after end") } else { ("", "") }
 }
 
 fn carry_out(transaction: &Transaction<'_>, command: Command) -> Option<Answer> {

@@ -30,6 +30,7 @@ use jiff::Timestamp;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
+use crate::crash;
 use crate::journal::{self, Writer};
 use crate::mutex::abandoned::{self, Abandoned};
 use crate::mutex::{MutexError, os};
@@ -233,7 +234,9 @@ impl Supervision {
         // The outcome must be known even if the output can't be kept.
         let synced = self.journal.sync();
         let ending = Ending { outcome, started_at, ended_at: Timestamp::now() };
+        crash::point("before outcome");
         self.workspace.write_json(&self.workspace.outcome(), &ending)?;
+        crash::point("after outcome");
         Ok(synced?)
     }
 

@@ -11,6 +11,7 @@ use super::course::{Course, Event, Step};
 use super::job::Report;
 use super::tree::{self, Pipes, StartError, Tree};
 use super::{Signals, SuperviseError, Supervision};
+use crate::crash;
 use crate::journal::Writer;
 use crate::mutex::{Hold, abandoned, holder};
 use crate::process::Process;
@@ -41,13 +42,16 @@ impl Supervision {
     fn start(&mut self, hold: &mut Hold) -> Result<(Tree, Pipes), StartError> {
         let failed = |error: &dyn std::error::Error| StartError::Agent(chain(error));
         hold.make_inheritable().map_err(|e| failed(&e))?;
+        crash::point("before start");
         self.report(&Report::Starting).map_err(|e| failed(&e))?;
         // On disk before the script is started: after a power failure nobody runs it again.
         self.journal.sync().map_err(|e| failed(&e))?;
         self.workspace.sync().map_err(|e| failed(&e))?;
         self.tell_of_abandoned();
         let mutexes = holder::variables(hold, &self.job.claims);
+        crash::point("starting");
         let (tree, pipes) = Tree::start(&self.job, mutexes)?;
+        crash::point("after start");
         hold.protects(tree.leader());
         Ok((tree, pipes))
     }

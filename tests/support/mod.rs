@@ -106,6 +106,16 @@ impl World {
         self.await_agent(name, command).await
     }
 
+    /// A running agent that, or whose supervisor, dies once at a [point](baton::crash).
+    pub async fn agent_to_crash(&self, name: &str, point: &str) -> TestAgent {
+        let due = self.path("due");
+        drop(File::create(&due).unwrap());
+        let mut command = self.baton_at(name);
+        command.args(["agent", "run", "--listen", "none"]);
+        command.env(baton::crash::VARIABLE, format!("{point}={}", due.display()));
+        self.await_agent(name, command).await
+    }
+
     async fn await_agent(&self, name: &str, mut command: Command) -> TestAgent {
         command.stderr(Stdio::piped());
         let mut child = spawn(&mut command);
@@ -202,6 +212,14 @@ impl TestAgent {
     /// Kills the agent: it can't do anything about it.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn ends(&mut self) {
+        let pid = Pid::from_raw(self.pid().cast_signed()).unwrap();
+        let descriptor = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        tokio::task::spawn_blocking(move || await_end(&descriptor)).await.unwrap();
         self.child.wait().unwrap();
     }
 
