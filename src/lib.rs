@@ -21,6 +21,7 @@
 //! | [`trust`] | identity, peers, TLS |
 //! | [`config`] | file, environment and flags become one validated configuration |
 //! | [`script`] | the nouns: ids, isolation, phases, outcomes |
+//! | [`values`] | what a script gives back: outputs, progress, service messages |
 //! | [`filewatch`] | told when a file changes |
 //! | [`durable`] | replaces a file so that it survives a crash |
 //! | [`crash`] | points at which a test lets a process die |
@@ -46,5 +47,6 @@ pub mod supervisor;
 pub mod text;
 pub mod transfer;
 pub mod trust;
+pub mod values;
 pub mod wire;
 pub mod workspace;

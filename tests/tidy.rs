@@ -15,7 +15,7 @@ use syn::spanned::Spanned as _;
 use syn::visit::Visit;
 
 /// The modules from the user down to the disk. A module uses those behind it, never those before.
-const LAYERS: [&str; 21] = [
+const LAYERS: [&str; 22] = [
     "cli",
     "client",
     "rpc",
@@ -32,6 +32,7 @@ const LAYERS: [&str; 21] = [
     "trust",
     "config",
     "script",
+    "values",
     "filewatch",
     "durable",
     "crash",
