@@ -15,6 +15,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::values::Values;
+
 /// Why a name was refused; the text names the rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -275,6 +277,9 @@ pub struct Outcome {
     /// Why, when there are any: the first reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_drop_cause: Option<DropCause>,
+    /// What it gave back.
+    #[serde(default, skip_serializing_if = "Values::is_empty")]
+    pub values: Values,
 }
 
 /// Why output was not kept.
@@ -301,7 +306,8 @@ impl fmt::Display for DropCause {
 
 impl From<OutcomeKind> for Outcome {
     fn from(kind: OutcomeKind) -> Self {
-        Self { kind, stragglers: Vec::new(), output_dropped_bytes: 0, output_drop_cause: None }
+        let (stragglers, values) = (Vec::new(), Values::default());
+        Self { kind, stragglers, output_dropped_bytes: 0, output_drop_cause: None, values }
     }
 }
 

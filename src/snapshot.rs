@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::mutex::{ExclusiveKey, MutexName, Party};
-use crate::script::{Drain, Isolation, Labels, Phase, ScriptId, Straggler};
+use crate::script::{Drain, Isolation, Labels, Outcome, Phase, ScriptId, Straggler};
+use crate::values::{Progress, Values};
 
 /// How a script stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,9 +38,21 @@ pub struct Snapshot {
     pub stuck: Vec<Straggler>,
     /// What runs, in one line.
     pub summary: String,
+    /// How far it says that it is, or was at its end.
+    pub progress: Option<Progress>,
 }
 
 impl Snapshot {
+    /// The same without what it gave back: a list of many has no room for that.
+    #[must_use]
+    pub fn without_values(self) -> Self {
+        let phase = match self.phase {
+            Phase::Done(outcome) => Phase::Done(Outcome { values: Values::default(), ..outcome }),
+            phase @ (Phase::Queued | Phase::Waiting | Phase::Running | Phase::Stopping) => phase,
+        };
+        Self { phase, ..self }
+    }
+
     /// Whether anything but the amount of output is different.
     pub fn differs(&self, other: &Self) -> bool {
         let same_output = Self { output_bytes: other.output_bytes, ..self.clone() };

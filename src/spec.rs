@@ -78,6 +78,7 @@ pub struct Spec {
     pub labels: Labels,
     pub max_output_bytes: Option<u64>,
     pub stragglers: StragglerPolicy,
+    pub service_messages: bool,
 }
 
 /// How much of a field's name is told.
@@ -163,6 +164,7 @@ impl Spec {
             labels: Labels::new(),
             max_output_bytes: None,
             stragglers: StragglerPolicy::End,
+            service_messages: true,
         }
     }
 
@@ -331,6 +333,7 @@ impl Spec {
             labels,
             max_output_bytes,
             stragglers,
+            service_messages,
         } = self;
         let fields = [
             ("body, interpreter or program", what != &other.what),
@@ -347,6 +350,7 @@ impl Spec {
             ("labels", labels != &other.labels),
             ("max_output_bytes", max_output_bytes != &other.max_output_bytes),
             ("stragglers", stragglers != &other.stragglers),
+            ("service_messages", service_messages != &other.service_messages),
         ];
         fields.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect()
     }

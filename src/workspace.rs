@@ -7,6 +7,9 @@
 //!   work/           BATON_WORKSPACE: the script's own folder, and where it starts
 //!     files/        the small files of the request
 //!   supervisor      locked by the supervisor as long as it lives; its process id, for people
+//!   output          BATON_OUTPUT: what the script gives back
+//!   progress        BATON_PROGRESS: a named pipe, from the script to its supervisor
+//!   artifacts/      BATON_ARTIFACTS: files that clients may have
 //!   cancel.json     why the script is to stop; written before the supervisor is told
 //!   output.journal  the output
 //!   outcome.json    how it ended: written once, durable
@@ -22,6 +25,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FileType, Mode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -102,6 +106,21 @@ impl Workspace {
         self.path.join("output.journal")
     }
 
+    /// The file in which the script gives values back.
+    pub fn output(&self) -> PathBuf {
+        self.path.join("output")
+    }
+
+    /// The named pipe in which the script says how far it is.
+    pub fn progress(&self) -> PathBuf {
+        self.path.join("progress")
+    }
+
+    /// The folder of the files that clients may have.
+    pub fn artifacts(&self) -> PathBuf {
+        self.path.join("artifacts")
+    }
+
     /// How it ended.
     pub fn outcome(&self) -> PathBuf {
         self.path.join("outcome.json")
@@ -121,7 +140,7 @@ impl Workspace {
     pub fn create(&self, spec: &Spec) -> Result<(), WorkspaceError> {
         self.remove()?;
         let files = self.work().join("files");
-        for folder in [self.path.as_path(), &self.work(), &files] {
+        for folder in [self.path.as_path(), &self.work(), &files, &self.artifacts()] {
             self.check(folder, DirBuilder::new().recursive(true).mode(0o700).create(folder))?;
         }
         if let What::Body { text, interpreter } = &spec.what {
@@ -130,6 +149,8 @@ impl Workspace {
         }
         // Empty, so that the agent can watch it before the supervisor writes into it.
         self.check(&self.journal(), write_new(&self.journal(), &[], 0o600))?;
+        self.check(&self.output(), write_new(&self.output(), &[], 0o600))?;
+        self.check(&self.progress(), make_pipe(&self.progress()))?;
         for file in &spec.files {
             let path = files.join(&file.name);
             let mode = if file.executable { 0o700 } else { 0o600 };
@@ -239,6 +260,11 @@ impl Workspace {
     fn check<T>(&self, path: &Path, result: io::Result<T>) -> Result<T, WorkspaceError> {
         result.map_err(|source| WorkspaceError::File { path: path.to_owned(), source })
     }
+}
+
+fn make_pipe(path: &Path) -> io::Result<()> {
+    let mode = Mode::RUSR | Mode::WUSR;
+    Ok(rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, mode, 0)?)
 }
 
 /// Not durable: the request in the store is, and a lost workspace is made again from it.

@@ -218,6 +218,14 @@ impl Agent {
                 warn!(%cause, bytes, "output of the script is not kept");
             }
             Report::Stopping => self.table().apply(id, Event::Stop)?,
+            Report::Progress(progress) => {
+                if let Some(living) = self.table().get_mut(id) {
+                    living.progress = Some(progress);
+                    living.changed.send_replace(());
+                }
+                // Nobody's place is another one.
+                return Ok(());
+            }
         }
         self.queue_changed();
         Ok(())
@@ -264,6 +272,7 @@ impl Agent {
                 if let Some(living) = table.get_mut(id) {
                     living.started_at = started_at;
                     living.ended_at = Some(ended_at);
+                    living.progress.clone_from(&outcome.values.progress);
                 }
                 table.apply(id, Event::Ended(outcome.clone()))?;
             }

@@ -11,6 +11,7 @@ use super::{Agent, AgentError};
 use crate::journal::{JournalError, Reader, Record};
 use crate::script::{ScriptId, Stream};
 use crate::snapshot::Snapshot;
+use crate::values::message::Level;
 
 /// How much output is read at once before it is sent.
 const BATCH_BYTES: usize = 256 * 1024;
@@ -24,6 +25,8 @@ pub enum Followed {
     Output {
         /// Where.
         stream: Stream,
+        /// What it is.
+        level: Level,
         /// What.
         data: Bytes,
         /// How many bytes of output come before.
@@ -179,9 +182,9 @@ impl Follow {
             let mut bytes = 0;
             while bytes < BATCH_BYTES {
                 match reader.next() {
-                    Ok(Some(Record::Output { stream, data, offset, time })) => {
+                    Ok(Some(Record::Output { stream, level, data, offset, time })) => {
                         bytes += data.len();
-                        batch.push_back(Followed::Output { stream, data, offset, time });
+                        batch.push_back(Followed::Output { stream, level, data, offset, time });
                     }
                     Ok(Some(Record::Event { .. })) => {}
                     Ok(None) => break,

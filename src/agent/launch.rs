@@ -139,6 +139,7 @@ impl Agent {
             },
             stragglers: spec.stragglers,
             boot_id: super::recover::boot_id(),
+            service_messages: spec.service_messages,
         }
     }
 
@@ -163,6 +164,9 @@ impl Agent {
             ("BATON_WORKSPACE", workspace.work().display().to_string()),
             ("BATON_MUTEX_DIR", settings.mutexes.display().to_string()),
             ("BATON_ISOLATION", isolation.to_owned()),
+            ("BATON_OUTPUT", workspace.output().display().to_string()),
+            ("BATON_PROGRESS", workspace.progress().display().to_string()),
+            ("BATON_ARTIFACTS", workspace.artifacts().display().to_string()),
         ];
         environment.extend(own.map(|(name, value)| (name.to_owned(), value)));
         for (key, value) in &spec.labels {

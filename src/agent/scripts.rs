@@ -11,6 +11,7 @@ use crate::script::{Isolation, Phase, ScriptId};
 use crate::snapshot::Snapshot;
 use crate::spec::Spec;
 use crate::store::{Accepted, Record};
+use crate::values::Progress;
 use crate::wire::{decode_spec, encode_spec};
 
 /// What is shown of a script whose request can't be read any more.
@@ -163,7 +164,7 @@ pub(super) fn stored_snapshot(record: Record) -> Snapshot {
     if let Err(error) = &spec {
         warn!(script_id = %record.id, error = crate::text::chain(error), "shown in part");
     }
-    let spec = spec.ok();
+    let (spec, progress) = (spec.ok(), last_progress(&record.phase));
     let mutex = spec.as_ref().map(|spec| spec.mutex.clone());
     Snapshot {
         script_id: record.id,
@@ -179,6 +180,15 @@ pub(super) fn stored_snapshot(record: Record) -> Snapshot {
         output_bytes: record.output_bytes,
         stuck: Vec::new(),
         summary: spec.map_or_else(|| DAMAGED.to_owned(), |spec| spec.summary()),
+        progress,
+    }
+}
+
+/// How far a script was at its end.
+fn last_progress(phase: &Phase) -> Option<Progress> {
+    match phase {
+        Phase::Done(outcome) => outcome.values.progress.clone(),
+        Phase::Queued | Phase::Waiting | Phase::Running | Phase::Stopping => None,
     }
 }
 

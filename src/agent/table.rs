@@ -14,6 +14,7 @@ use crate::mutex::{Blocked, Claimant, Mode, MutexName, Party};
 use crate::script::{Drain, Event, IllegalTransition, Phase, ScriptId, Straggler};
 use crate::snapshot::{Snapshot, Wait};
 use crate::spec::Spec;
+use crate::values::Progress;
 
 /// How many of those who wait before a script are named.
 const MAX_NAMED: usize = 16;
@@ -34,6 +35,8 @@ pub(super) struct Living {
     /// When it ended, between its end and the moment in which the store has it.
     pub(super) ended_at: Option<Timestamp>,
     pub(super) output_bytes: u64,
+    /// How far it says that it is.
+    pub(super) progress: Option<Progress>,
     /// What its supervisor last said that it waits for.
     pub(super) blocked: Vec<Blocked>,
     /// Its processes that were killed and are still there.
@@ -106,6 +109,7 @@ impl Table {
             started_at: None,
             ended_at: None,
             output_bytes: 0,
+            progress: None,
             blocked: Vec::new(),
             stuck: Vec::new(),
             stop: None,
@@ -255,6 +259,7 @@ impl Table {
             output_bytes: living.output_bytes,
             stuck: living.stuck.clone(),
             summary: living.summary.clone(),
+            progress: living.progress.clone(),
         })
     }
 

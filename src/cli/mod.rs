@@ -3,6 +3,7 @@
 mod agent;
 mod cancel;
 mod demo;
+mod detail;
 mod drain;
 mod failure;
 mod flock;
@@ -22,6 +23,7 @@ mod screen;
 mod show;
 mod target;
 mod timeline;
+mod values;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -106,6 +108,7 @@ enum Command {
     Run(Box<run::RunArgs>),
     Queue(list::QueueArgs),
     List(list::ListArgs),
+    Show(detail::ShowArgs),
     Logs(logs::LogsArgs),
     Cancel(cancel::CancelArgs),
     Push(push::PushArgs),
@@ -113,6 +116,8 @@ enum Command {
     Forget(forget::ForgetArgs),
     Mutex(mutex::MutexArgs),
     Flock(flock::FlockArgs),
+    Output(values::OutputArgs),
+    Progress(values::ProgressArgs),
     Agent(agent::AgentArgs),
     Target(target::TargetArgs),
     Identity(identity::IdentityArgs),
@@ -188,11 +193,21 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     if let Command::Flock(args) = cli.command {
         return flock::flock(&args.words, set);
     }
+    // Of a script's own: they need no folder.
+    if let Command::Output(args) = &cli.command {
+        return values::output(args);
+    }
+    if let Command::Progress(args) = &cli.command {
+        return values::progress(args);
+    }
     let folders = Directories::resolve(set)?;
     match cli.command {
         Command::Run(args) => asynchronous(run::run(*args, folders)),
         Command::Queue(args) => asynchronous(list::queue(args, folders)),
         Command::List(args) => asynchronous(list::list(args, folders)),
+        Command::Output(args) => values::output(&args),
+        Command::Progress(args) => values::progress(&args),
+        Command::Show(args) => asynchronous(detail::show(args, folders)),
         Command::Logs(args) => asynchronous(logs::logs(args, folders)),
         Command::Cancel(args) => asynchronous(cancel::cancel(args, folders)),
         Command::Push(args) => asynchronous(push::push(args, folders)),

@@ -118,6 +118,9 @@ pub(super) struct RunArgs {
     /// The script's id: sent again, the same request runs only once. Default: a new one
     #[arg(long, value_name = "ID")]
     id: Option<ScriptId>,
+    /// Leave Octopus service messages (##octopus[…]) in the output as they are
+    #[arg(long)]
+    no_service_messages: bool,
     /// Print the script's id and leave; the script goes on
     #[arg(long, short)]
     detach: bool,
@@ -296,6 +299,7 @@ impl RunArgs {
             labels: self.label.iter().cloned().collect(),
             max_output_bytes: self.max_output,
             stragglers: self.stragglers.into(),
+            service_messages: !self.no_service_messages,
         };
         spec.check()?;
         Ok(spec)

@@ -9,11 +9,13 @@ use base64::Engine as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::failure::{Failure, code, complain};
+use super::failure::{Failure, code, complain, has_colours};
 use super::show;
 use crate::client::Heard;
 use crate::script::{Fate, Outcome, OutcomeKind, Phase, StartProblem, Stream};
 use crate::snapshot::Snapshot;
+use crate::values::Progress;
+use crate::values::message::Level;
 
 /// How often the spinner turns.
 const SPINNER_TICK: Duration = Duration::from_millis(100);
@@ -34,14 +36,22 @@ pub(super) fn write_json(value: &Value) -> io::Result<()> {
 /// Shows one script.
 pub(super) struct Screen {
     json: bool,
+    /// Whether people look at standard output, and not a program.
+    is_seen: bool,
     spinner: Option<ProgressBar>,
     told: String,
+    /// How far the script says that it is.
+    progress: Option<Progress>,
+    /// Whether the output ended with a whole line: a bar would write into a half one.
+    at_start: bool,
     outcome: Option<Outcome>,
 }
 
 impl Screen {
     pub(super) fn new(json: bool) -> Self {
-        Self { json, spinner: None, told: String::new(), outcome: None }
+        let is_seen = io::stdout().is_terminal();
+        let (told, progress) = (String::new(), None);
+        Self { json, is_seen, spinner: None, told, progress, at_start: true, outcome: None }
     }
 
     /// Shows what was heard. It may block as long as nobody reads the output.
@@ -57,16 +67,25 @@ impl Screen {
                     return Ok(write_json(&event)?);
                 }
                 self.show_waits(&script);
+                self.progress = script.progress.filter(|_| !script.phase.is_done());
+                self.show_progress();
             }
-            Heard::Output { stream, data, offset } => {
+            Heard::Output { stream, level, data, offset } => {
                 if self.json {
-                    return Ok(write_json(&output_json(stream, &data, offset))?);
+                    return Ok(write_json(&output_json(stream, level, &data, offset))?);
                 }
+                let shown = match stream {
+                    Stream::Stdout if self.is_seen => paint(level, &data, has_colours()),
+                    Stream::Stdout | Stream::Stderr => Some(data.to_vec()),
+                };
+                let Some(shown) = shown else { return Ok(()) };
                 self.clear();
                 match stream {
-                    Stream::Stdout => write_out(&data)?,
-                    Stream::Stderr => io::stderr().lock().write_all(&data)?,
+                    Stream::Stdout => write_out(&shown)?,
+                    Stream::Stderr => io::stderr().lock().write_all(&shown)?,
                 }
+                self.at_start = data.ends_with(b"\n");
+                self.show_progress();
             }
             Heard::Interrupted(error) => {
                 self.clear();
@@ -93,6 +112,16 @@ impl Screen {
             self.spinner.get_or_insert_with(spinner).set_message(self.told.clone());
         } else {
             complain(&format!("baton: {}", self.told));
+        }
+    }
+
+    /// Draws a bar below the output, on a terminal.
+    fn show_progress(&mut self) {
+        let Some(progress) = self.progress.as_ref().filter(|_| self.at_start) else { return };
+        if io::stderr().is_terminal() {
+            let bar = self.spinner.get_or_insert_with(bar);
+            bar.set_position(progress.percent.into());
+            bar.set_message(progress.message.clone());
         }
     }
 
@@ -125,6 +154,35 @@ fn spinner() -> ProgressBar {
     spinner
 }
 
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(100);
+    // The template is ours and well-formed.
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos:>3} % {wide_msg}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// What ends a colour.
+const RESET: &[u8] = b"\x1b[0m";
+
+/// Output as people see it; `None`: they don't.
+fn paint(level: Level, data: &[u8], colours: bool) -> Option<Vec<u8>> {
+    let colour: &[u8] = match level {
+        Level::Default => b"",
+        Level::Verbose => b"\x1b[2m",
+        Level::Highlight => b"\x1b[1m",
+        Level::Wait => b"\x1b[36m",
+        Level::Warning => b"\x1b[33m",
+        Level::Error => b"\x1b[31m",
+        Level::Ignored | Level::Message => return None,
+    };
+    if !colours || colour.is_empty() {
+        return Some(data.to_vec());
+    }
+    Some([colour, data, RESET].concat())
+}
+
 fn tell(outcome: &Outcome) {
     if !matches!(outcome.kind, OutcomeKind::Exited { .. }) {
         complain(&format!("baton: {}", outcome.kind));
@@ -141,6 +199,9 @@ fn tell(outcome: &Outcome) {
         let why = outcome.output_drop_cause.map(|cause| format!(": {cause}")).unwrap_or_default();
         let bytes = outcome.output_dropped_bytes;
         complain(&format!("baton: {bytes} bytes of output were not kept{why}"));
+    }
+    for line in show::values(&outcome.values) {
+        complain(&format!("baton: {line}"));
     }
 }
 
@@ -162,8 +223,11 @@ pub(super) fn exit_code(outcome: &OutcomeKind) -> u8 {
 }
 
 /// Output as JSON: as text when it is UTF-8, else as base64.
-fn output_json(stream: Stream, data: &[u8], offset: u64) -> Value {
+fn output_json(stream: Stream, level: Level, data: &[u8], offset: u64) -> Value {
     let mut event = json!({"event": "output", "stream": stream, "offset": offset});
+    if level != Level::Default {
+        event["level"] = json!(level);
+    }
     match std::str::from_utf8(data) {
         Ok(text) => event["text"] = json!(text),
         Err(_) => {
@@ -171,4 +235,24 @@ fn output_json(stream: Stream, data: &[u8], offset: u64) -> Value {
         }
     }
     event
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_see_levels_in_colours_and_no_messages() {
+        assert_eq!(paint(Level::Default, b"x\n", true).unwrap(), b"x\n");
+        assert_eq!(paint(Level::Warning, b"x\n", true).unwrap(), b"\x1b[33mx\n\x1b[0m");
+        assert_eq!(paint(Level::Warning, b"x\n", false).unwrap(), b"x\n");
+        assert_eq!(paint(Level::Message, b"##octopus[stdout-error]\n", true), None);
+        assert_eq!(paint(Level::Ignored, b"x\n", false), None);
+    }
+
+    #[test]
+    fn a_level_is_told_to_programs_when_there_is_one() {
+        assert_eq!(output_json(Stream::Stdout, Level::Default, b"x", 0).get("level"), None);
+        assert_eq!(output_json(Stream::Stdout, Level::Verbose, b"x", 0)["level"], "verbose");
+    }
 }

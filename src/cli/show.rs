@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use crate::mutex::Party;
 use crate::script::{Isolation, Labels, Outcome, OutcomeKind, Phase};
 use crate::snapshot::{Snapshot, Wait};
+use crate::text::shorten;
+use crate::values::{Place, Remark, Values};
 
 /// A script as JSON.
 pub(super) fn script_json(script: &Snapshot) -> Value {
@@ -36,6 +38,7 @@ pub(super) fn script_json(script: &Snapshot) -> Value {
         "output_bytes": script.output_bytes,
         "stuck": script.stuck,
         "summary": script.summary,
+        "progress": script.progress,
     })
 }
 
@@ -65,7 +68,44 @@ fn outcome_json(outcome: &Outcome) -> Value {
         value["output_dropped_bytes"] = json!(outcome.output_dropped_bytes);
         value["output_drop_cause"] = json!(outcome.output_drop_cause);
     }
+    let Values { outputs, remarks, remarks_dropped, .. } = &outcome.values;
+    if !outputs.is_empty() {
+        value["outputs"] = json!(outputs);
+    }
+    if !remarks.is_empty() {
+        value["remarks"] = remarks.iter().map(remark_json).collect();
+    }
+    if *remarks_dropped > 0 {
+        value["remarks_dropped"] = json!(remarks_dropped);
+    }
     value
+}
+
+fn remark_json(remark: &Remark) -> Value {
+    let mut value = json!({"problem": remark.problem, "text": remark.to_string()});
+    match remark.place {
+        Place::File(line) => value["line"] = json!(line),
+        Place::Message(offset) => value["output_offset"] = json!(offset),
+        Place::Progress => {}
+    }
+    if !remark.name.is_empty() {
+        value["name"] = json!(remark.name);
+    }
+    value
+}
+
+/// How much of an output's value is shown in a line.
+const VALUE_CHARS: usize = 80;
+
+/// What a script gave back, in lines for people.
+pub(super) fn values(values: &Values) -> Vec<String> {
+    let Values { outputs, remarks, remarks_dropped, .. } = values;
+    let output = |(name, value): (&String, &String)| {
+        format!("output {}={}", shorten(name, VALUE_CHARS), shorten(value, VALUE_CHARS))
+    };
+    let outputs = outputs.iter().map(output);
+    let dropped = (*remarks_dropped > 0).then(|| format!("{remarks_dropped} more such remarks"));
+    outputs.chain(remarks.iter().map(Remark::to_string)).chain(dropped).collect()
 }
 
 fn wait_json(wait: &Wait) -> Value {
@@ -151,7 +191,10 @@ pub(super) fn state(script: &Snapshot) -> String {
             Some(wait) => format!("waiting #{}", wait.position),
             None => "starting".to_owned(),
         },
-        phase @ (Phase::Running | Phase::Stopping) => phase.name().to_owned(),
+        phase @ (Phase::Running | Phase::Stopping) => match &script.progress {
+            Some(progress) => format!("{} {}%", phase.name(), progress.percent),
+            None => phase.name().to_owned(),
+        },
     }
 }
 

@@ -9,6 +9,7 @@ use super::{Client, ClientError};
 use crate::script::{ScriptId, Stream};
 use crate::snapshot::Snapshot;
 use crate::spec::Spec;
+use crate::values::message::Level;
 use crate::wire::{WireError, v1};
 
 /// What is heard of a script.
@@ -20,6 +21,8 @@ pub enum Heard {
     Output {
         /// Where.
         stream: Stream,
+        /// What it is.
+        level: Level,
         /// What.
         data: Bytes,
         /// How many bytes of output come before.
@@ -126,7 +129,10 @@ impl Following {
                 let stream = Stream::try_from(output.stream())?;
                 let length = u64::try_from(output.data.len()).unwrap_or(u64::MAX);
                 self.offset = output.offset.saturating_add(length);
-                Ok(Some(Heard::Output { stream, data: output.data, offset: output.offset }))
+                // An agent of a later version may know more.
+                let level = Level::from(output.level());
+                let v1::Output { data, offset, .. } = output;
+                Ok(Some(Heard::Output { stream, level, data, offset }))
             }
         }
     }

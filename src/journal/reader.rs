@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use super::JournalError;
 use super::record::{self, FILE_HEADER_BYTES, HEADER_BYTES, Header, Kind, Verdict};
 use crate::script::Stream;
+use crate::values::message::Level;
 
 /// How much is read at once by who wants the output.
 const READ_BYTES: usize = 64 * 1024;
@@ -24,6 +25,8 @@ pub enum Record {
     Output {
         /// Where it was written.
         stream: Stream,
+        /// What it is.
+        level: Level,
         /// The bytes.
         data: Bytes,
         /// How many bytes of output come before.
@@ -81,16 +84,16 @@ impl Reader {
     pub fn next(&mut self) -> Result<Option<Record>, JournalError> {
         while let Some((header, payload)) = self.cursor.record()? {
             let time = time_of(&header);
-            let stream = match header.kind {
+            let (stream, level) = match header.kind {
                 Kind::Event => return Ok(Some(Record::Event { payload, time })),
-                Kind::Output(stream) => stream,
+                Kind::Output(stream, level) => (stream, level),
             };
             let left_out = self.from.saturating_sub(header.offset);
             let left_out = usize::try_from(left_out).unwrap_or(usize::MAX).min(payload.len());
             if left_out < payload.len() {
                 let data = payload.slice(left_out..);
                 let offset = header.offset.max(self.from);
-                return Ok(Some(Record::Output { stream, data, offset, time }));
+                return Ok(Some(Record::Output { stream, level, data, offset, time }));
             }
         }
         Ok(None)

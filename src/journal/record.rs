@@ -2,14 +2,28 @@
 //!
 //! ```text
 //! file    │ magic 8 │ salt 8 │ record … │ record … │
-//! record  │ header crc 4 │ payload crc 4 │ length 4 │ kind 1 │ zero 3 │ time 8 │ offset 8 │ payload │
+//! record  │ header crc 4 │ payload crc 4 │ length 4 │ kind 1 │ level 1 │ zero 2 │ time 8 │ offset 8 │ payload │
 //! ```
 //!
 //! All numbers are little endian. The header's checksum (CRC-32, begun with the salt) covers the rest
 //! of the header, so also the payload's checksum. `time` is nanoseconds since 1970, signed; `offset`
-//! is how many bytes of output come before. `kind` is 1 stdout, 2 stderr, 3 event.
+//! is how many bytes of output come before. `kind` is 1 stdout, 2 stderr, 3 event; `level` is what a
+//! piece of output is ([`Level`], 0 when nothing was said), one that is not known counts as 0.
 
 use crate::script::Stream;
+use crate::values::message::Level;
+
+/// The levels by their number.
+const LEVELS: [Level; 8] = [
+    Level::Default,
+    Level::Verbose,
+    Level::Highlight,
+    Level::Wait,
+    Level::Warning,
+    Level::Error,
+    Level::Ignored,
+    Level::Message,
+];
 
 /// What a journal begins with; the last byte before the newline is the version.
 pub const MAGIC: [u8; 8] = *b"BATON-1\n";
@@ -23,8 +37,8 @@ pub const MAX_PAYLOAD_BYTES: usize = 256 * 1024;
 /// What a record holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Output of the script.
-    Output(Stream),
+    /// Output of the script, and what it is.
+    Output(Stream, Level),
     /// An event of the supervisor.
     Event,
 }
@@ -89,9 +103,13 @@ impl Header {
         bytes[4..8].copy_from_slice(&self.payload_crc.to_le_bytes());
         bytes[8..12].copy_from_slice(&length.to_le_bytes());
         bytes[12] = match self.kind {
-            Kind::Output(Stream::Stdout) => 1,
-            Kind::Output(Stream::Stderr) => 2,
+            Kind::Output(Stream::Stdout, _) => 1,
+            Kind::Output(Stream::Stderr, _) => 2,
             Kind::Event => 3,
+        };
+        bytes[13] = match self.kind {
+            Kind::Output(_, level) => number(level),
+            Kind::Event => 0,
         };
         bytes[16..24].copy_from_slice(&self.time_ns.to_le_bytes());
         bytes[24..].copy_from_slice(&self.offset.to_le_bytes());
@@ -109,9 +127,10 @@ impl Header {
             u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
         };
         let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
+        let level = LEVELS.get(usize::from(bytes[13])).copied().unwrap_or_default();
         let kind = match bytes[12] {
-            1 => Kind::Output(Stream::Stdout),
-            2 => Kind::Output(Stream::Stderr),
+            1 => Kind::Output(Stream::Stdout, level),
+            2 => Kind::Output(Stream::Stderr, level),
             3 => Kind::Event,
             _ => return Verdict::Damaged,
         };
@@ -136,12 +155,16 @@ impl Header {
     /// How many bytes of output come before the next record.
     pub fn next_offset(&self) -> u64 {
         match self.kind {
-            Kind::Output(_) => {
+            Kind::Output(..) => {
                 self.offset.saturating_add(u64::try_from(self.length).unwrap_or(u64::MAX))
             }
             Kind::Event => self.offset,
         }
     }
+}
+
+fn number(level: Level) -> u8 {
+    (0_u8..).zip(LEVELS).find_map(|(at, one)| (one == level).then_some(at)).unwrap_or(0)
 }
 
 fn header_crc(salt: [u8; 8], bytes: &[u8]) -> u32 {
@@ -161,7 +184,8 @@ mod tests {
         #[test]
         fn a_header_reads_back_and_no_flipped_bit_passes(
             kind in prop_oneof![
-                Just(Kind::Output(Stream::Stdout)), Just(Kind::Output(Stream::Stderr)),
+                prop::sample::select(&LEVELS).prop_map(|level| Kind::Output(Stream::Stdout, level)),
+                Just(Kind::Output(Stream::Stderr, Level::Default)),
                 Just(Kind::Event)
             ],
             time_ns in any::<i64>(),

@@ -12,6 +12,7 @@ use super::JournalError;
 use super::record::{self, FILE_HEADER_BYTES, HEADER_BYTES, Header, Kind, MAX_PAYLOAD_BYTES};
 use crate::crash;
 use crate::script::{DropCause, Stream};
+use crate::values::message::Level;
 
 /// How much output is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +73,17 @@ impl Writer {
 
     /// Appends output. What can't be kept is counted (rule 4).
     pub fn append_output(&mut self, stream: Stream, output: &[u8], time: Timestamp) {
+        self.append_output_of(stream, Level::Default, output, time);
+    }
+
+    /// Appends output of a level.
+    pub fn append_output_of(
+        &mut self,
+        stream: Stream,
+        level: Level,
+        output: &[u8],
+        time: Timestamp,
+    ) {
         for piece in output.chunks(MAX_PAYLOAD_BYTES) {
             let room = self.limits.max_bytes.saturating_sub(self.output_len);
             let kept = &piece[..piece.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
@@ -79,7 +91,7 @@ impl Writer {
             let written = if kept.is_empty() {
                 0
             } else {
-                self.append(Kind::Output(stream), kept, time).map_or(0, |()| kept.len())
+                self.append(Kind::Output(stream, level), kept, time).map_or(0, |()| kept.len())
             };
             self.output_len += bytes(written);
             self.count_dropped(piece.len() - written, || {
@@ -127,6 +139,11 @@ impl Writer {
         }
         self.append(Kind::Event, event, time)
             .map_err(|source| JournalError::File { path: self.path.clone(), source })
+    }
+
+    /// How many bytes of output were kept so far.
+    pub fn output_len(&self) -> u64 {
+        self.output_len
     }
 
     /// How many bytes of output were not kept, and the first reason.

@@ -129,7 +129,12 @@ impl v1::scripts_server::Scripts for Service {
         let page = self.agent.list(&filter, order, after, limit).await;
         let page = page.map_err(|e| status::agent(&e))?;
         Ok(Response::new(v1::ListResponse {
-            scripts: page.scripts.into_iter().map(v1::Script::from).collect(),
+            scripts: page
+                .scripts
+                .into_iter()
+                .map(Snapshot::without_values)
+                .map(Into::into)
+                .collect(),
             next_page_token: page.next.map(list::token).unwrap_or_default(),
         }))
     }
@@ -172,9 +177,10 @@ impl From<Followed> for v1::ScriptEvent {
                 let snapshot: Snapshot = *snapshot;
                 v1::script_event::Kind::Script(snapshot.into())
             }
-            Followed::Output { stream, data, offset, time } => {
+            Followed::Output { stream, level, data, offset, time } => {
                 v1::script_event::Kind::Output(v1::Output {
                     stream: v1::Stream::from(stream).into(),
+                    level: v1::OutputLevel::from(level).into(),
                     data,
                     offset,
                     time: Some(to_timestamp(time)),

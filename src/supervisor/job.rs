@@ -11,6 +11,7 @@ use crate::journal;
 use crate::mutex::{Blocked, Claim, Claimant};
 use crate::process::ProcessId;
 use crate::script::{DropCause, Outcome, ScriptId, Straggler, StragglerPolicy};
+use crate::values::Progress;
 
 /// The one line that a supervisor reads from its standard input.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +57,9 @@ pub struct Job {
     pub stragglers: StragglerPolicy,
     /// The run of the machine in which it was launched.
     pub boot_id: String,
+    /// Whether service messages in its output are understood.
+    #[serde(default)]
+    pub service_messages: bool,
 }
 
 /// Why a script is to stop, in `cancel.json`.
@@ -100,6 +104,8 @@ pub enum Report {
         /// How many bytes so far.
         bytes: u64,
     },
+    /// It said how far it is.
+    Progress(Progress),
 }
 
 /// How it ended, in `outcome.json`.

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use super::course::{Course, Event, Step};
 use super::job::Report;
+use super::returns::Returns;
 use super::tree::{self, Pipes, StartError, Tree};
 use super::{Signals, SuperviseError, Supervision};
 use crate::crash;
@@ -30,10 +31,12 @@ const LAST_READS: usize = 8;
 impl Supervision {
     /// Runs the script and ends its tree. Says how it ended, and when it started if it did.
     pub(super) fn run(&mut self, hold: &mut Hold) -> (Outcome, Option<Timestamp>) {
+        // Before the start: the script may say at once how far it is.
+        let returns = Returns::open(&self.workspace, self.job.service_messages);
         match self.start(hold) {
             Ok((mut tree, pipes)) => {
                 let started_at = Timestamp::now();
-                (self.follow(&mut tree, pipes), Some(started_at))
+                (self.follow(&mut tree, Outputs::new(pipes, returns)), Some(started_at))
             }
             Err(error) => (OutcomeKind::from(error).into(), None),
         }
@@ -66,9 +69,8 @@ impl Supervision {
         }
     }
 
-    fn follow(&mut self, tree: &mut Tree, pipes: Pipes) -> Outcome {
+    fn follow(&mut self, tree: &mut Tree, mut outputs: Outputs) -> Outcome {
         let course = Course::start(Instant::now(), self.job.run_time_limit, self.job.grace);
-        let mut outputs = Outputs::new(pipes);
         let followed = self.course(course, tree, &mut outputs);
         outputs.read_last(&mut self.journal);
         let fate = match &followed {
@@ -96,7 +98,8 @@ impl Supervision {
         let kind = kind.unwrap_or_else(|error: SuperviseError| OutcomeKind::Lost {
             reason: format!("its supervisor failed: {}", chain(&error)),
         });
-        Outcome { stragglers, ..Outcome::from(kind) }
+        let values = outputs.returns.finish(&self.workspace, &mut self.journal);
+        Outcome { stragglers, values, ..Outcome::from(kind) }
     }
 
     /// Ends whatever is left of the tree. A process that can't be killed (it waits for a disk, say) keeps
@@ -136,7 +139,8 @@ impl Supervision {
         let leader = Process::read(tree.leader()).map(|leader| leader.id());
         self.tell(&Report::Started { leader });
         loop {
-            self.sleep(&outputs.descriptors(), course.deadline())?;
+            let deadlines = [course.deadline(), outputs.returns.deadline(Instant::now())];
+            self.sleep(&outputs.descriptors(), deadlines.into_iter().flatten().min())?;
             for event in self.events(tree, outputs)? {
                 match course.on(event, Instant::now()) {
                     Some(Step::Finish) => {
@@ -163,6 +167,9 @@ impl Supervision {
     ) -> Result<Vec<Event>, SuperviseError> {
         let mut events = Vec::new();
         outputs.read(&mut self.journal);
+        if let Some(progress) = outputs.returns.progress(Instant::now()) {
+            self.tell(&Report::Progress(progress));
+        }
         if !self.is_drop_told
             && let Some((cause, bytes)) = self.journal.dropped()
         {
@@ -182,20 +189,22 @@ impl Supervision {
     }
 }
 
-/// The script's two outputs, on their way into the journal.
+/// The script's two outputs, on their way into the journal, and what it gives back beside.
 struct Outputs {
+    returns: Returns,
     open: Vec<(Stream, PipeReader)>,
     buffer: Vec<u8>,
 }
 
 impl Outputs {
-    fn new(pipes: Pipes) -> Self {
+    fn new(pipes: Pipes, returns: Returns) -> Self {
         let open = vec![(Stream::Stdout, pipes.stdout), (Stream::Stderr, pipes.stderr)];
-        Self { open, buffer: vec![0; READ_BYTES] }
+        Self { returns, open, buffer: vec![0; READ_BYTES] }
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.open.iter().map(|(_, pipe)| pipe.as_fd()).collect()
+        let pipes = self.open.iter().map(|(_, pipe)| pipe.as_fd());
+        pipes.chain(self.returns.descriptor()).collect()
     }
 
     fn are_closed(&self) -> bool {
@@ -204,16 +213,19 @@ impl Outputs {
 
     /// Reads once from each output that has something; forgets those that are closed.
     fn read(&mut self, journal: &mut Writer) {
-        let buffer = &mut self.buffer;
-        self.open
-            .retain_mut(|(stream, pipe)| copy(*stream, pipe, buffer, journal) != Copied::Closed);
+        let Self { returns, open, buffer } = self;
+        open.retain_mut(|(stream, pipe)| {
+            copy(pipe, buffer, |bytes| returns.keep(*stream, bytes, journal)) != Copied::Closed
+        });
     }
 
     /// Reads what is left, without waiting.
     fn read_last(&mut self, journal: &mut Writer) {
-        for (stream, pipe) in &mut self.open {
+        let Self { returns, open, buffer } = self;
+        for (stream, pipe) in open {
             for _ in 0..LAST_READS {
-                if copy(*stream, pipe, &mut self.buffer, journal) != Copied::Some {
+                let copied = copy(pipe, buffer, |bytes| returns.keep(*stream, bytes, journal));
+                if copied != Copied::Some {
                     break;
                 }
             }
@@ -228,11 +240,11 @@ enum Copied {
     Closed,
 }
 
-fn copy(stream: Stream, pipe: &mut PipeReader, buffer: &mut [u8], journal: &mut Writer) -> Copied {
+fn copy(pipe: &mut PipeReader, buffer: &mut [u8], keep: impl FnOnce(&[u8])) -> Copied {
     match pipe.read(buffer) {
         Ok(0) => Copied::Closed,
         Ok(length) => {
-            journal.append_output(stream, &buffer[..length], Timestamp::now());
+            keep(&buffer[..length]);
             Copied::Some
         }
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => Copied::Nothing,

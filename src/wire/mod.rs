@@ -4,6 +4,7 @@ mod file;
 mod outcome;
 mod snapshot;
 mod spec;
+mod values;
 
 use std::time::Duration;
 

@@ -4,11 +4,12 @@ use super::{WireError, from_duration, to_duration, v1};
 use crate::script::{
     DropCause, Fate, Outcome, OutcomeKind, StartProblem, Straggler, StragglerPolicy, Stream,
 };
+use crate::values::{Remark, Values};
 
 impl From<Outcome> for v1::Outcome {
     fn from(outcome: Outcome) -> Self {
         use v1::outcome::Kind;
-        let Outcome { kind, stragglers, output_dropped_bytes, output_drop_cause } = outcome;
+        let Outcome { kind, stragglers, output_dropped_bytes, output_drop_cause, values } = outcome;
         let kind = match kind {
             OutcomeKind::Exited { code } => Kind::Exited(v1::Exited { code }),
             OutcomeKind::Signalled { signal } => Kind::Signalled(v1::Signalled { signal }),
@@ -29,7 +30,17 @@ impl From<Outcome> for v1::Outcome {
         };
         let stragglers = stragglers.into_iter().map(v1::Straggler::from).collect();
         let cause = output_drop_cause.map_or(v1::OutputDropCause::Unspecified, Into::into);
-        Self { kind: Some(kind), stragglers, output_dropped_bytes, output_drop_cause: cause.into() }
+        // The progress is the script's.
+        let Values { outputs, remarks, remarks_dropped, progress: _ } = values;
+        Self {
+            kind: Some(kind),
+            stragglers,
+            output_dropped_bytes,
+            output_drop_cause: cause.into(),
+            outputs: outputs.into_iter().collect(),
+            remarks: remarks.into_iter().map(v1::Remark::from).collect(),
+            remarks_dropped,
+        }
     }
 }
 
@@ -59,11 +70,18 @@ impl TryFrom<v1::Outcome> for Outcome {
             Kind::Lost(v1::Lost { reason }) => OutcomeKind::Lost { reason },
         };
         let stragglers = message.stragglers.into_iter().map(Straggler::from).collect();
+        let values = Values {
+            outputs: message.outputs.into_iter().collect(),
+            remarks: message.remarks.into_iter().map(Remark::from).collect(),
+            remarks_dropped: message.remarks_dropped,
+            progress: None,
+        };
         Ok(Self {
             kind,
             stragglers,
             output_dropped_bytes: message.output_dropped_bytes,
             output_drop_cause,
+            values,
         })
     }
 }
@@ -177,6 +195,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::values::{Place, Problem};
 
     #[test]
     fn every_outcome_survives_the_wire() {
@@ -193,12 +212,16 @@ mod tests {
             OutcomeKind::NotStarted { cause: StartProblem::Agent, reason: reason() },
             OutcomeKind::Lost { reason: reason() },
         ] {
+            let mut values = Values::default();
+            values.set(Place::File(1), "version", "1.2");
+            values.remark(Place::Message(7), Problem::Sensitive, "password");
             let straggler = |fate| Straggler { pid: 7, command: "sleep 1".to_owned(), fate };
             let outcome = Outcome {
                 kind,
                 stragglers: [Fate::Ended, Fate::Kept, Fate::Abandoned].map(straggler).to_vec(),
                 output_dropped_bytes: 5,
                 output_drop_cause: Some(DropCause::FreeSpace),
+                values,
             };
             assert_eq!(Outcome::try_from(v1::Outcome::from(outcome.clone())).unwrap(), outcome);
         }

@@ -32,6 +32,7 @@ impl From<Snapshot> for v1::Script {
             output_bytes: snapshot.output_bytes,
             stuck: snapshot.stuck.into_iter().map(v1::Straggler::from).collect(),
             summary: snapshot.summary,
+            progress: snapshot.progress.map(v1::Progress::from),
         }
     }
 }
@@ -73,6 +74,7 @@ impl TryFrom<v1::Script> for Snapshot {
             output_bytes: message.output_bytes,
             stuck: message.stuck.into_iter().map(Straggler::from).collect(),
             summary: message.summary,
+            progress: message.progress.and_then(|progress| progress.try_into().ok()),
         })
     }
 }

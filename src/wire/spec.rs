@@ -47,6 +47,7 @@ impl TryFrom<v1::ScriptSpec> for Spec {
             labels,
             max_output_bytes,
             stragglers,
+            service_messages,
         } = message;
         let policy = v1::StragglerPolicy::try_from(stragglers)
             .map_err(|_| SpecError::new("stragglers", Problem::Invalid("is not known")))?;
@@ -77,6 +78,7 @@ impl TryFrom<v1::ScriptSpec> for Spec {
             labels: labels.into_iter().collect(),
             max_output_bytes: (max_output_bytes > 0).then_some(max_output_bytes),
             stragglers: policy.into(),
+            service_messages: service_messages.unwrap_or(true),
         };
         spec.check()?;
         Ok(spec)
@@ -137,6 +139,8 @@ impl From<Spec> for v1::ScriptSpec {
                 StragglerPolicy::End => v1::StragglerPolicy::Unspecified.into(),
                 StragglerPolicy::Keep => v1::StragglerPolicy::Keep.into(),
             },
+            // The default is left out: a request reads as it did before there was the field.
+            service_messages: (!spec.service_messages).then_some(false),
         }
     }
 }
@@ -198,7 +202,7 @@ mod tests {
         assert_eq!(interpreter, "bash");
         assert_eq!(spec.isolation, Isolation::Exclusive);
         assert_eq!(spec.mutex, MutexName::machine());
-        assert_eq!(spec.run_time_limit, None);
+        assert_eq!((spec.run_time_limit, spec.service_messages), (None, true));
     }
 
     #[test]
@@ -219,6 +223,7 @@ mod tests {
             run_time_limit: Some(prost_types::Duration { seconds: 2, nanos: 0 }),
             grace: Some(prost_types::Duration::default()),
             labels: [("project".to_owned(), "web".to_owned())].into(),
+            service_messages: Some(false),
             ..message()
         };
         let spec = Spec::try_from(full).unwrap();

@@ -193,6 +193,12 @@ impl Gate {
     pub fn open(&self) {
         (&self.file).write_all(b"\n").unwrap();
     }
+
+    /// Writes into the pipe until it takes no more.
+    pub fn fill(&self) {
+        rustix::io::ioctl_fionbio(&self.file, true).unwrap();
+        while (&self.file).write(&[b'x'; 4096]).is_ok() {}
+    }
 }
 
 /// A running agent.

@@ -1,0 +1,82 @@
+//! `baton show`: one script, with all that is known of it.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::failure::Failure;
+use super::reach::Reach;
+use super::screen::{write_json, write_out};
+use super::show;
+use crate::config::Directories;
+use crate::script::{Outcome, Phase, ScriptId};
+use crate::snapshot::{Snapshot, clock};
+
+const EXAMPLES: &str = "\
+Examples:
+  baton show 0199c0de-…
+  baton show 0199c0de-… --json | jq -r .outcome.outputs.version";
+
+/// Show how one script stands, or how it ended and what it gave back
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct ShowArgs {
+    #[command(flatten)]
+    reach: Reach,
+    /// The script's id
+    id: ScriptId,
+    /// Print the script as JSON; values come whole there
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn show(args: ShowArgs, folders: Directories) -> Result<ExitCode, Failure> {
+    let client = args.reach.client(&folders).await?;
+    let script = client.get(&args.id).await?;
+    if args.json {
+        write_json(&show::script_json(&script))?;
+    } else {
+        write_out(lines(&script).concat().as_bytes())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn lines(script: &Snapshot) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = |name: &str, value: String| {
+        if !value.is_empty() {
+            lines.push(format!("{:<11}{value}\n", format!("{name}:")));
+        }
+    };
+    line("script", script.script_id.to_string());
+    line("what", script.summary.clone());
+    line("labels", show::labels(&script.labels));
+    line("isolation", format!("{} ({})", show::isolation(script), script.mutex));
+    let outcome = match &script.phase {
+        Phase::Done(outcome) => Some(outcome),
+        Phase::Queued | Phase::Waiting | Phase::Running | Phase::Stopping => None,
+    };
+    line("state", outcome.map_or_else(|| show::state(script), |done| done.kind.to_string()));
+    for wait in &script.waits {
+        line("waits", wait.reason());
+    }
+    if let Some(progress) = &script.progress {
+        line("progress", format!("{} % {}", progress.percent, progress.message));
+    }
+    line("queued", clock(script.queued_at));
+    line("started", script.started_at.map(clock).unwrap_or_default());
+    line("ended", script.ended_at.map(clock).unwrap_or_default());
+    line("output", format!("{} bytes", script.output_bytes));
+    if let Some(Outcome { stragglers, output_dropped_bytes, values, .. }) = outcome {
+        if *output_dropped_bytes > 0 {
+            line("not kept", format!("{output_dropped_bytes} bytes of output"));
+        }
+        for straggler in stragglers {
+            line("left over", format!("{} (pid {})", straggler.command, straggler.pid));
+        }
+        for value in show::values(values) {
+            line("value", value);
+        }
+    }
+    lines
+}
