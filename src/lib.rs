@@ -11,6 +11,7 @@
 //! | [`agent`] | the daemon's own: queue, table of scripts, launching, recovery |
 //! | [`wire`] | generated messages and the conversions |
 //! | [`supervisor`] | the process beside each script: mutexes, process tree, journal, outcome |
+//! | [`artifacts`] | the files that a script leaves for its clients |
 //! | [`workspace`] | a script's folder on disk |
 //! | [`transfer`] | files in and out: roots, chunks, digest, resume |
 //! | [`snapshot`] | how a script stands, as outsiders see it |
@@ -29,6 +30,7 @@
 //! | [`text`] | texts for people: cut, with causes |
 
 pub mod agent;
+pub mod artifacts;
 pub mod cli;
 pub mod client;
 pub mod config;

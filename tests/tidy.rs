@@ -15,13 +15,14 @@ use syn::spanned::Spanned as _;
 use syn::visit::Visit;
 
 /// The modules from the user down to the disk. A module uses those behind it, never those before.
-const LAYERS: [&str; 22] = [
+const LAYERS: [&str; 23] = [
     "cli",
     "client",
     "rpc",
     "agent",
     "wire",
     "supervisor",
+    "artifacts",
     "workspace",
     "transfer",
     "snapshot",
