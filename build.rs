@@ -23,6 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".baton.v1.ScriptFile.content")
         .bytes(".baton.v1.UploadRequest.data")
         .bytes(".baton.v1.DownloadResponse.data")
+        .bytes(".baton.v1.DownloadArtifactResponse.data")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -11,6 +11,7 @@
 //!    workspace, written by its supervisor; so a killed agent loses nothing.
 //! 3. One task tree: all tasks are in one tracker and end by one token.
 
+mod artifacts;
 mod attend;
 mod drain;
 mod end;
@@ -36,6 +37,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::artifacts::ArtifactError;
 use crate::config::Retention;
 use crate::config::files::Files;
 use crate::filewatch::FileWatcher;
@@ -151,6 +153,15 @@ pub enum AgentError {
         #[source]
         source: crate::journal::JournalError,
     },
+    /// An artifact can't be had.
+    #[error("script {id}")]
+    Artifact {
+        /// The script.
+        id: ScriptId,
+        /// Why.
+        #[source]
+        source: ArtifactError,
+    },
     /// Two parts of the agent disagree about a script.
     #[error(transparent)]
     Illegal(#[from] IllegalTransition),
@@ -186,6 +197,8 @@ struct Inner {
     forgetting: tokio::sync::Mutex<()>,
     /// One Drain or Resume at a time.
     draining: tokio::sync::Mutex<()>,
+    /// Who reads a whole artifact for its digest.
+    digesting: tokio::sync::Semaphore,
     /// Locked as long as the agent lives: one agent on one state folder.
     _lock: std::fs::File,
 }
@@ -226,6 +239,7 @@ impl Agent {
                 started_at: Timestamp::now(),
                 forgetting: tokio::sync::Mutex::new(()),
                 draining: tokio::sync::Mutex::new(()),
+                digesting: tokio::sync::Semaphore::new(artifacts::MAX_DIGESTING),
                 _lock: lock,
             }),
         };

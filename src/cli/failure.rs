@@ -67,6 +67,12 @@ impl Failure {
         self
     }
 
+    /// Says what it is about.
+    pub(super) fn context(mut self, text: String) -> Self {
+        self.error = self.error.map(|error| error.context(text));
+        self
+    }
+
     /// Prints it and returns the exit status.
     pub(super) fn report(self) -> ExitCode {
         if let Some(error) = &self.error {
@@ -180,6 +186,7 @@ impl From<ClientError> for Failure {
                     "AGENT_DRAINING" => Some("`baton agent resume` lets it take scripts again"),
                     "QUEUE_FULL" => Some("`baton queue` shows what is in it; try again later"),
                     "SCRIPT_ID_CONFLICT" => Some("an id stands for one request; choose another id"),
+                    "ARTIFACT_NOT_FOUND" => Some("`baton artifacts list` shows the script's"),
                     "SCRIPT_NOT_DONE" => Some("`baton cancel --wait` stops it"),
                     "SCRIPT_NOT_FOUND" => Some("`baton list` shows the known scripts"),
                     "ROOT_NOT_FOUND" | "ROOT_UNUSABLE" => {

@@ -1,6 +1,7 @@
 //! The commands. The only code that prints.
 
 mod agent;
+mod artifacts;
 mod cancel;
 mod demo;
 mod detail;
@@ -110,6 +111,7 @@ enum Command {
     List(list::ListArgs),
     Show(detail::ShowArgs),
     Logs(logs::LogsArgs),
+    Artifacts(artifacts::ArtifactsArgs),
     Cancel(cancel::CancelArgs),
     Push(push::PushArgs),
     Pull(pull::PullArgs),
@@ -209,6 +211,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Progress(args) => values::progress(&args),
         Command::Show(args) => asynchronous(detail::show(args, folders)),
         Command::Logs(args) => asynchronous(logs::logs(args, folders)),
+        Command::Artifacts(args) => asynchronous(artifacts::artifacts(args, folders)),
         Command::Cancel(args) => asynchronous(cancel::cancel(args, folders)),
         Command::Push(args) => asynchronous(push::push(args, folders)),
         Command::Pull(args) => asynchronous(pull::pull(args, folders)),

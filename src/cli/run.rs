@@ -14,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::failure::{Failure, code, complain};
 use super::reach::Reach;
 use super::screen::{Screen, write_json, write_out};
-use super::{key_value, show, time_limit};
+use super::{artifacts, key_value, show, time_limit};
 use crate::client::{Client, ClientError, Following};
 use crate::config::Directories;
 use crate::mutex::deadlock::{self, HELD_VARIABLE};
@@ -32,6 +32,7 @@ Examples:
   baton run --interpreter python3 -c 'print(6 * 7)'
   baton run --bypass-mutex --exclusive-key web/prod deploy.sh
   baton run --observe -c 'systemctl is-active nginx'
+  baton run --artifacts out -c 'cp report.html $BATON_ARTIFACTS'
   baton run --target web-1 --timeout 10m --queue-timeout 1h --label project=web deploy.sh
   id=$(baton run --detach deploy.sh); baton logs --follow $id
 
@@ -118,6 +119,9 @@ pub(super) struct RunArgs {
     /// The script's id: sent again, the same request runs only once. Default: a new one
     #[arg(long, value_name = "ID")]
     id: Option<ScriptId>,
+    /// Fetch the files that the script leaves in $BATON_ARTIFACTS into this folder, at its end
+    #[arg(long, value_name = "DIR", conflicts_with = "detach")]
+    artifacts: Option<PathBuf>,
     /// Leave Octopus service messages (##octopus[…]) in the output as they are
     #[arg(long)]
     no_service_messages: bool,
@@ -148,6 +152,11 @@ pub(super) async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode,
     let goes_on = embedded.is_none();
     mind_signals(client.clone(), id.clone(), goes_on)?;
     let result = follow(client.run(spec), Screen::new(args.json)).await;
+    // Before the end of an agent that is part of this command: they go with it.
+    let fetched = match &args.artifacts {
+        Some(folder) if result.is_ok() => artifacts::get_all(&client, &id, folder, args.json).await,
+        _ => Ok(()),
+    };
     if let Some(embedded) = embedded {
         embedded.close().await;
     }
@@ -159,7 +168,7 @@ pub(super) async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode,
         }
         Err(failure) if goes_on && failure.is_connection() => Err(failure
             .hint(format!("if it was accepted, the script goes on: baton logs --follow {id}"))),
-        other => other,
+        other => fetched.and(other),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Calling an agent: this machine's over its socket, another one's over mutual TLS, or one that is
 //! part of this process.
 
+pub mod artifacts;
 pub mod connect;
 pub mod embedded;
 mod files;

@@ -3,6 +3,7 @@
 //! It stands above [`crate::agent`], which knows nothing of gRPC. Handlers only translate.
 
 mod agent;
+mod artifacts;
 mod files;
 mod list;
 pub mod listen;

@@ -10,8 +10,9 @@ use tracing::{Instrument as _, info_span};
 
 use super::list::{self, Query};
 use super::listen::caller;
-use super::status;
+use super::{artifacts, status};
 use crate::agent::{Agent, Follow, Followed};
+use crate::artifacts::path::PathError;
 use crate::script::ScriptId;
 use crate::snapshot::Snapshot;
 use crate::spec::Spec;
@@ -167,6 +168,32 @@ impl v1::scripts_server::Scripts for Service {
         let span = info_span!("Forget", script_id = %id, caller);
         self.agent.forget(&id).instrument(span).await.map_err(|e| status::agent(&e))?;
         Ok(Response::new(v1::ForgetResponse {}))
+    }
+
+    async fn list_artifacts(
+        &self,
+        request: Request<v1::ListArtifactsRequest>,
+    ) -> Result<Response<v1::ListArtifactsResponse>, Status> {
+        let id = parse_id(&request.into_inner().script_id)?;
+        let listing = self.agent.artifacts(&id).await.map_err(|e| status::agent(&e))?;
+        Ok(Response::new(listing.into()))
+    }
+
+    type DownloadArtifactStream = Events<v1::DownloadArtifactResponse>;
+
+    async fn download_artifact(
+        &self,
+        request: Request<v1::DownloadArtifactRequest>,
+    ) -> Result<Response<Self::DownloadArtifactStream>, Status> {
+        let caller = caller(&request);
+        let v1::DownloadArtifactRequest { script_id, path, offset } = request.into_inner();
+        let id = parse_id(&script_id)?;
+        let path = path.parse().map_err(|e: PathError| status::field("path", &e.to_string()))?;
+        let span = info_span!("DownloadArtifact", script_id, caller);
+        let opened = self.agent.open_artifact(&id, &path, offset).instrument(span).await;
+        let opened = opened.map_err(|e| status::agent(&e))?;
+        let parts = artifacts::parts(self.agent.clone(), id, opened, self.stop.clone());
+        Ok(Response::new(Box::pin(parts)))
     }
 }
 

@@ -7,6 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::agent::AgentError;
+use crate::artifacts::ArtifactError;
 use crate::script::NameError;
 use crate::spec::{Problem, SpecError};
 use crate::transfer::TransferError;
@@ -84,6 +85,7 @@ pub(super) fn agent(error: &AgentError) -> Status {
         AgentError::OffsetBeyondEnd { end, .. } => {
             (Code::OutOfRange, "OFFSET_BEYOND_END", about("end", end.to_string()))
         }
+        AgentError::Artifact { source, .. } => return artifact(source),
         AgentError::Stopping => return stopping(),
         AgentError::Store(_)
         | AgentError::Supervisor(_)
@@ -149,6 +151,26 @@ pub(super) fn transfer(error: &TransferError) -> Status {
         }
         TransferError::File { .. } => {
             tracing::error!(error = crate::text::chain(error), "a transfer failed");
+            (Code::Internal, "INTERNAL", HashMap::new())
+        }
+    };
+    status(code, reason, crate::text::chain(error), metadata)
+}
+
+/// An artifact that can't be had.
+fn artifact(error: &ArtifactError) -> Status {
+    let (code, reason, metadata) = match error {
+        ArtifactError::NotFound(path) => {
+            (Code::NotFound, "ARTIFACT_NOT_FOUND", about("path", path.as_str()))
+        }
+        ArtifactError::NotAFile(path) => {
+            (Code::FailedPrecondition, "ARTIFACT_NOT_A_FILE", about("path", path.as_str()))
+        }
+        ArtifactError::OffsetBeyondEnd { end, .. } => {
+            (Code::OutOfRange, "OFFSET_BEYOND_END", about("end", end.to_string()))
+        }
+        ArtifactError::File { .. } => {
+            tracing::error!(error = crate::text::chain(error), "a call failed");
             (Code::Internal, "INTERNAL", HashMap::new())
         }
     };

@@ -1,5 +1,6 @@
 //! The messages of `proto/baton/v1` as Rust types, and their conversions to and from the nouns.
 
+mod artifacts;
 mod file;
 mod outcome;
 mod snapshot;
