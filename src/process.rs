@@ -1,15 +1,19 @@
 //! Other processes, by `/proc`: who is below whom, a signal to exactly one.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd as _, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal};
 
 use crate::text::shorten;
 
+/// How often an environment is read that seems to be empty.
+const ENVIRONMENT_READS: u32 = 5;
 /// How much of a command line is kept.
 pub const COMMAND_CHARS: usize = 256;
 
@@ -41,9 +45,20 @@ pub struct Process {
 }
 
 impl Process {
-    /// Reads one; `None` when there is none.
+    /// Reads one; `None` when there is none, or it can't be read.
     pub fn read(pid: u32) -> Option<Self> {
-        let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+        Self::try_read(pid).ok().flatten()
+    }
+
+    /// Reads one; `None` when there is none.
+    ///
+    /// # Errors
+    /// When the system has no descriptor left, say: whether there is one is not known.
+    pub fn try_read(pid: u32) -> io::Result<Option<Self>> {
+        Ok(read_of(pid, "stat")?.and_then(|stat| Self::parse(pid, &stat)))
+    }
+
+    fn parse(pid: u32, stat: &[u8]) -> Option<Self> {
         // The name in parentheses may hold anything, also parentheses and half a character.
         let end = stat.iter().rposition(|byte| *byte == b')')?;
         let mut fields = std::str::from_utf8(stat.get(end + 2..)?).ok()?.split(' ');
@@ -65,12 +80,23 @@ impl Process {
 
     /// A variable of the environment that it was started with; `None` also when this user may not
     /// read it.
-    pub fn variable(&self, name: &str) -> Option<String> {
-        let environment = std::fs::read(format!("/proc/{}/environ", self.pid)).ok()?;
+    ///
+    /// # Errors
+    /// When the system has no descriptor left, say.
+    pub fn variable(&self, name: &str) -> io::Result<Option<String>> {
+        let mut environment = read_of(self.pid, "environ")?.unwrap_or_default();
+        for _ in 0..ENVIRONMENT_READS {
+            if !environment.is_empty() {
+                break;
+            }
+            // It may be on its way into another program, and has none for that moment.
+            std::thread::yield_now();
+            environment = read_of(self.pid, "environ")?.unwrap_or_default();
+        }
         let value = environment
             .split(|byte| *byte == 0)
-            .find_map(|variable| variable.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
-        String::from_utf8(value.to_owned()).ok()
+            .find_map(|variable| variable.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
+        Ok(value.and_then(|value| String::from_utf8(value.to_owned()).ok()))
     }
 
     /// Whether both are the same process, whatever it does now.
@@ -95,6 +121,12 @@ impl Process {
         let descriptor = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         // The id may have passed to another process since it was read: the descriptor can't.
         Self::read(self.pid)?.is_same(self).then_some(descriptor)
+    }
+
+    /// What becomes readable when it has ended, unless it has. One that looks dead may have lost its first
+    /// thread only.
+    pub fn living(&self) -> Option<OwnedFd> {
+        self.watch().filter(|descriptor| !has_ended(descriptor.as_fd()))
     }
 
     /// Sends a signal to exactly this process, as far as this user may; returns what becomes readable
@@ -130,24 +162,59 @@ pub fn ancestors() -> impl Iterator<Item = Process> {
     std::iter::successors(Process::read(std::process::id()), |below| Process::read(below.parent))
 }
 
-/// All processes that this user may see.
+/// All processes that this user may see, as far as they can be read.
 pub fn all() -> impl Iterator<Item = Process> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| Process::read(entry.file_name().to_str()?.parse().ok()?))
 }
 
-/// The living processes that `is_root` names, and all below them; those above first.
-pub fn trees(is_root: impl Fn(&Process) -> bool) -> Vec<Process> {
-    let mut found: Vec<Process> = all().filter(is_root).collect();
-    for root in found.clone() {
-        for process in below(root.pid) {
-            if !found.iter().any(|known| known.is_same(&process)) {
+/// The processes that `is_root` names, and all below them, also those that only wait to be reaped; those
+/// above first. The system's list is read once.
+///
+/// # Errors
+/// When it can't be read whole: then nobody may take it that there are none.
+pub fn trees(is_root: impl Fn(&Process) -> io::Result<bool>) -> io::Result<Vec<Process>> {
+    let (mut found, mut children) = (Vec::new(), BTreeMap::<u32, Vec<Process>>::new());
+    for entry in std::fs::read_dir("/proc")? {
+        let pid = entry?.file_name().to_str().and_then(|name| name.parse().ok());
+        if let Some(process) = pid.map_or(Ok(None), Process::try_read)? {
+            if is_root(&process)? {
+                found.push(process.clone());
+            }
+            children.entry(process.parent).or_default().push(process);
+        }
+    }
+    if children.is_empty() {
+        // This process at least is there: it is no list of processes.
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let mut above = 0;
+    while let Some(pid) = found.get(above).map(|process| process.pid) {
+        for process in children.remove(&pid).unwrap_or_default() {
+            if !found.iter().any(|known| known.pid == process.pid) {
                 found.push(process);
             }
         }
+        above += 1;
     }
-    found.retain(|process| !process.is_zombie());
-    found
+    Ok(found)
+}
+
+fn has_ended(descriptor: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
+    rustix::event::poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+}
+
+/// A file of a process; `None` when there is no such process, or this user may not read it.
+fn read_of(pid: u32, file: &str) -> io::Result<Option<Vec<u8>>> {
+    match std::fs::read(format!("/proc/{pid}/{file}")) {
+        Ok(content) => Ok(Some(content)),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+            Ok(None)
+        }
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// All processes below the one with this id, in no order.

@@ -97,6 +97,53 @@ fn rule_10_it_works_only_on_the_ticket_that_holds() {
     assert!(first.wait().unwrap().success() && waiter.wait().unwrap().success());
 }
 
+/// Who waits behind it looks at its ticket: it is no part of the hold, also when it gets the mutex at the
+/// moment in which the tree ends.
+#[test]
+fn rule_10_who_waits_behind_it_is_left_alone() {
+    for mode in [&["--shared"][..], &[]] {
+        let world = World::new();
+        let (mut holder_of_log, _) =
+            start(&world, &["mutex", "run", "log", "--", "sh", "-c", "echo on; exec sleep 600"]);
+        let gate = world.gate();
+        let text = format!("echo on; {}", gate.wait());
+        let waiters: Vec<_> = (0..4)
+            .map(|_| {
+                let words = [&["mutex", "run"], mode, &["log", "--", "sh", "-c", &text]].concat();
+                let mut child = spawn(world.baton().args(words).stderr(Stdio::piped()));
+                let told = child.stderr.as_mut().unwrap();
+                BufReader::new(told).read_line(&mut String::new()).unwrap();
+                child
+            })
+            .collect();
+        let (code, _, told) = break_hold(&world, "log", &holder(&world, "log"));
+        assert_eq!(code, 0, "{told}");
+        holder_of_log.wait().unwrap();
+        for _ in &waiters {
+            gate.open();
+        }
+        for mut waiter in waiters {
+            let status = waiter.wait().unwrap();
+            assert!(status.success(), "{mode:?}: {status}");
+        }
+    }
+}
+
+#[test]
+fn rule_10_what_closed_all_descriptors_and_outlived_its_wrapper_is_ended_too() {
+    let world = World::new();
+    let text = "import os; os.closerange(3, 4096)
+os.execvp('sh', ['sh', '-c', 'trap \"\" TERM; echo $$; exec sleep 600'])";
+    let (mut wrapper, pid) = start(&world, &["mutex", "run", "log", "--", "python3", "-c", text]);
+    support::signal(&wrapper, rustix::process::Signal::KILL);
+    wrapper.wait().unwrap();
+    assert!(lives(&pid));
+    let (code, _, told) = break_hold(&world, "log", &holder(&world, "log"));
+    assert_eq!(code, 0, "{told}");
+    assert!(!lives(&pid));
+    assert_eq!(finish(world.baton().args(["mutex", "run", "--no-wait", "log", "--", "true"])).0, 0);
+}
+
 #[test]
 fn rule_10_what_outlived_a_killed_wrapper_is_ended_too() {
     let world = World::new();

@@ -63,12 +63,15 @@ impl Agent {
     ) -> Result<Vec<Process>, AgentError> {
         let work = self.workspace(id).work().display().to_string();
         super::blocking(move || {
-            process::trees(|process| {
-                leader == Some(process.id())
-                    || process.variable("BATON_WORKSPACE").is_some_and(|path| path == work)
-            })
+            let mut tree = process::trees(|process| {
+                let own = process.variable("BATON_WORKSPACE")?;
+                Ok(leader == Some(process.id()) || own.is_some_and(|path| path == work))
+            })?;
+            tree.retain(|process| process.living().is_some());
+            Ok(tree)
         })
-        .await
+        .await?
+        .map_err(|source| AgentError::State { path: "/proc".into(), source })
     }
 }
 

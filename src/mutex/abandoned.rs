@@ -1,5 +1,5 @@
 //! The mark of a hold that was given up: processes of it could not be ended, and an operator let the
-//! mutex pass on all the same. Whoever holds it next is told, once.
+//! mutex pass on all the same. The next script or command that runs under it is told, once.
 
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{MutexError, MutexName, os};
 
-/// What the next holder is told: JSON in the file `abandoned` of the mutex's folder.
+/// What the next command is told: JSON in the file `abandoned` of the mutex's folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Abandoned {
     /// When.

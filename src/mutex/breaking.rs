@@ -8,7 +8,7 @@
 
 use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -165,7 +165,9 @@ fn record_path(root: &Path, name: &MutexName) -> PathBuf {
 }
 
 fn keeps(process: &Process, ticket: &Metadata) -> bool {
-    !locks::descriptors(process.pid, ticket).is_empty()
+    // Who looks at a ticket, or sleeps on it, has a shared lock for a moment.
+    let is_kept = |number: &RawFd| locks::lock_of(process.pid, *number) == Some(true);
+    locks::descriptors(process.pid, ticket).iter().any(is_kept)
 }
 
 fn record(root: &Path, wanted: &Breaking, holder: &Claimant) -> Result<(), BreakError> {
@@ -229,7 +231,9 @@ impl Tree {
         let me = std::process::id();
         let keepers: Vec<Process> = process::all().filter(|p| keeps(p, &self.ticket)).collect();
         let kept_for = self.kept_for.iter().filter(|process| process.watch().is_some());
-        let survivors = survivors::of(&self.holder).into_iter().map(|(process, _)| process);
+        // Not to be seen: whether the ticket is gone is asked at the end.
+        let survivors = survivors::of(&self.holder).unwrap_or_default();
+        let survivors = survivors.into_iter().map(|(process, _)| process);
         let above: Vec<Process> = kept_for.cloned().chain(keepers).chain(survivors).collect();
         let below = above.iter().flat_map(|process| process::below(process.pid));
         // Those above first: a script must not go on with its next line when the one before is ended.

@@ -155,7 +155,7 @@ const CLAIMANT_READS: u32 = 3;
 /// Most tickets have less.
 const CLAIMANT_BYTES: usize = 1024;
 /// The longest line of JSON that is read back from a ticket.
-const MAX_CLAIMANT_BYTES: usize = 32 * 1024;
+const MAX_CLAIMANT_BYTES: usize = 1024 * 1024;
 
 impl Folder {
     /// The folder of mutex `name` below `root`, made if need be.
@@ -288,13 +288,15 @@ impl Folder {
         if is_locked {
             return Ok(Some(other));
         }
+        // Who only looks keeps nothing.
+        os::unlock(&other.file).map_err(failed)?;
         // Given back: it was removed first, while this one was looking.
         if !os::is_at(&other.file, &path).map_err(failed)? {
             return Ok(None);
         }
         let who = other.claimant();
         if who.holds_since.is_some() {
-            other.survivors = survivors::of(&who);
+            other.survivors = survivors::of(&who).map_err(MutexError::Survivors)?;
         }
         Ok((!other.survivors.is_empty()).then_some(other))
     }

@@ -58,6 +58,8 @@ fn is_in_container() -> bool {
 /// locks out. A tree that stands in the line beside the file has its lock by its ticket: it is none.
 fn heirs(path: &Path, file: &Metadata) -> Vec<LockOwner> {
     let line = path.with_file_name("line");
+    // As the kernel names it, without links.
+    let line = line.canonicalize().unwrap_or(line);
     let has_ticket = |pid: u32| {
         let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         let mut opened = open.filter_map(|descriptor| std::fs::read_link(descriptor.path()).ok());
@@ -94,7 +96,7 @@ pub(super) fn is_locking(pid: u32, descriptor: RawFd) -> bool {
 
 /// Whether the lock of a descriptor is exclusive; `None` when it has none. Its list has lines such as
 /// `lock: 1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF`.
-fn lock_of(pid: u32, descriptor: RawFd) -> Option<bool> {
+pub(super) fn lock_of(pid: u32, descriptor: RawFd) -> Option<bool> {
     let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).ok()?;
     let has_lock = |line: &&str| line.starts_with("lock:") && line.contains(" FLOCK ");
     info.lines().find(has_lock).map(|line| line.contains(" WRITE "))

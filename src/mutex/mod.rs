@@ -120,6 +120,9 @@ pub enum MutexError {
         #[source]
         source: std::io::Error,
     },
+    /// Whether a holder that was killed left something running can't be seen: nobody may go on.
+    #[error("whether what held it lives on can't be seen")]
+    Survivors(#[source] std::io::Error),
     /// The claim would wait for itself (rule 9).
     #[error("it would wait for itself: {}", describe(.0))]
     Deadlock(Vec<deadlock::Step>),

@@ -293,6 +293,20 @@ impl Waker {
         })
     }
 
+    /// Starts a thread that rings it when nobody has the file's lock, and leaves it unlocked.
+    pub(super) fn ring_when_free(&self, file: File) -> Result<(), MutexError> {
+        let bell = self.bell()?;
+        sleeper(move || {
+            while lock_blocking(&file, false).is_err() {
+                std::thread::sleep(TRY_AGAIN);
+            }
+            // Others have the same open file: the lock would stay.
+            unlock(&file).unwrap_or_default();
+            drop(file);
+            bell.ring();
+        })
+    }
+
     /// Starts a thread that rings it when the descriptor becomes readable.
     pub(super) fn ring_when_readable(&self, descriptor: OwnedFd) -> Result<(), MutexError> {
         let bell = self.bell()?;

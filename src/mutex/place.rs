@@ -1,5 +1,6 @@
 //! A place in the line of one mutex: from its ticket to the plain OS lock.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 
@@ -25,8 +26,8 @@ pub(super) struct Place {
     before: Option<Other>,
     /// The numbers of the tickets that a sleeper already sleeps on.
     slept_on: Vec<u64>,
-    /// The process that a sleeper sleeps on.
-    survivor: Option<ProcessId>,
+    /// The process that a sleeper sleeps on, of each ticket that only survivors keep.
+    survivors: BTreeMap<u64, ProcessId>,
     /// Whether a sleeper sleeps on the open OS lock.
     lock_is_slept_on: bool,
 }
@@ -45,8 +46,9 @@ impl Place {
     /// The place of a new ticket.
     pub(super) fn new(name: MutexName, folder: Folder, ticket: Ticket) -> Self {
         let stage = Stage::InLine(None);
-        let (before, slept_on, survivor, lock_is_slept_on) = (None, Vec::new(), None, false);
-        Self { name, folder, ticket, stage, before, slept_on, survivor, lock_is_slept_on }
+        let (before, slept_on, survivors) = (None, Vec::new(), BTreeMap::new());
+        let lock_is_slept_on = false;
+        Self { name, folder, ticket, stage, before, slept_on, survivors, lock_is_slept_on }
     }
 
     /// The number of its ticket.
@@ -155,8 +157,12 @@ impl Place {
     fn sleep_on(&mut self, other: &Other, waker: &Waker) -> Result<(), MutexError> {
         if let Some((process, descriptor)) = other.survivors.first() {
             // One at a time: all must end.
-            if self.survivor != Some(process.id()) {
-                self.survivor = Some(process.id());
+            let slept_on = self.survivors.insert(other.entry.number, process.id());
+            let is_first = |known: ProcessId| other.survivors.iter().any(|(p, _)| p.id() == known);
+            if let Some(known) = slept_on.filter(|known| is_first(*known)) {
+                // That sleeper sleeps on.
+                self.survivors.insert(other.entry.number, known);
+            } else {
                 waker.ring_when_readable(descriptor.try_clone().map_err(MutexError::Wake)?)?;
             }
             return Ok(());
@@ -166,7 +172,7 @@ impl Place {
         }
         self.slept_on.push(other.entry.number);
         let same_open_file = other.file.try_clone().map_err(MutexError::Wake)?;
-        waker.ring_when_locked(same_open_file, false)
+        waker.ring_when_free(same_open_file)
     }
 
     /// Rules 5 and 8. Says whether it got the lock just now.
@@ -216,10 +222,11 @@ impl Place {
             self.name_living(&mut line, holding)?
         };
         if holders.iter().all(|party| party.who.holds_since.is_none())
-            // One of the line may have got it just now.
-            && locks::owners(&self.folder.os_lock_path())?.iter().any(|owner| {
+            // One of the line may have got it just now; who can't be seen from here is an outsider.
+            && (matches!(self.stage, Stage::AtLock(_)) && self.lock_is_slept_on
+                || locks::owners(&self.folder.os_lock_path())?.iter().any(|owner| {
                 !holders.iter().chain(&ahead).any(|party| party.who.pid == owner.pid)
-            })
+            }))
         {
             // The first of the line wait for an outsider themselves.
             let position = line.len() + 1;

@@ -4,6 +4,7 @@
 //! It changes nothing and waits for nobody, not even for the guard of a line.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use super::deadlock::Held;
@@ -11,7 +12,7 @@ use super::hold::MAX_NAMED;
 use super::line::{Claimant, Entry, Folder};
 use super::locks::{self, LockOwner};
 use super::{Claim, Mode, MutexError, MutexName, os, policy};
-use crate::process;
+use crate::process::{self, Process};
 
 /// How a mutex stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,9 +126,10 @@ pub fn status(root: &Path, name: &MutexName) -> Result<Status, MutexError> {
     Ok(status)
 }
 
-/// The tickets that hold a mutex by a token for a process above this one.
+/// The tickets that hold a mutex for a process above this one: by a token, or by its command's first
+/// process when the environment was cleared since.
 pub(super) fn kept_for_ancestors(root: &Path) -> Result<Vec<Held>, MutexError> {
-    let above: Vec<u32> = process::ancestors().map(|process| process.pid).collect();
+    let above: Vec<Process> = process::ancestors().collect();
     let mut kept = Vec::new();
     for name in names(root)? {
         // Lines that this user may not read are none that it has tokens of.
@@ -136,8 +138,11 @@ pub(super) fn kept_for_ancestors(root: &Path) -> Result<Vec<Held>, MutexError> {
         let modes: Vec<Mode> = line.iter().map(|entry| entry.mode).collect();
         for entry in line.into_iter().take(policy::holding(&modes).min(MAX_NAMED)) {
             let who = folder.look(entry).ok().flatten().map(|ticket| ticket.claimant());
-            let kept_for = who.and_then(|who| who.kept_for);
-            if kept_for.is_some_and(|pid| above.contains(&pid)) {
+            let is_above = |who: &Claimant| {
+                who.kept_for.is_some_and(|kept| above.iter().any(|p| p.pid == kept))
+                    || who.leader.is_some_and(|leader| above.iter().any(|p| p.id() == leader))
+            };
+            if who.as_ref().is_some_and(is_above) {
                 kept.push(Held { mutex: name.clone(), ticket: entry.number });
             }
         }
@@ -154,7 +159,8 @@ pub(super) fn is_kept_by(
 ) -> Result<bool, MutexError> {
     let entry = Entry { number: standing.ticket, mode: standing.mode };
     let ticket = Folder::open(root, name)?.look(entry)?.and_then(|t| t.file.metadata().ok());
-    Ok(ticket.is_some_and(|ticket| !locks::descriptors(pid, &ticket).is_empty()))
+    let is_kept = |number: &RawFd| locks::lock_of(pid, *number) == Some(true);
+    Ok(ticket.is_some_and(|ticket| locks::descriptors(pid, &ticket).iter().any(is_kept)))
 }
 
 /// Removes those of these tickets, which were the caller's own, that are dead.

@@ -8,9 +8,11 @@
 //! 2. the command itself, by the id that its wrapper left in the ticket;
 //! 3. all below them.
 //!
-//! Not found is who closed the descriptors, and cleared its environment (or runs for another user, so
-//! that it can't be read), and was left by all its ancestors.
+//! Not found is who closed the descriptors, and cleared or overwrote its environment (or runs for another
+//! user, so that it can't be read), and was left by all its ancestors; and who is in a namespace of
+//! processes that can't be seen from here.
 
+use std::io;
 use std::os::fd::OwnedFd;
 
 use super::line::Claimant;
@@ -22,25 +24,47 @@ pub const CLAIMS_VARIABLE: &str = "BATON_MUTEX_CLAIMS";
 /// A process that lives, and what becomes readable at its end.
 pub type Living = (Process, OwnedFd);
 
+/// How often it is looked while processes of the tree are seen that have ended a moment later: they may
+/// have started others.
+const MAX_LOOKS: u32 = 100;
+
 /// The living processes of a holder's command, those above first. A token (`acquire`) has no command.
-pub fn of(holder: &Claimant) -> Vec<Living> {
+///
+/// # Errors
+/// When the system's list of processes can't be read whole.
+pub fn of(holder: &Claimant) -> io::Result<Vec<Living>> {
     if holder.claim.is_empty() || holder.kept_for.is_some() {
-        return Vec::new();
+        return Ok(Vec::new());
     }
-    // Twice: one that was about to start another may have ended while the list was read.
-    let found = find(holder);
-    if found.is_empty() { find(holder) } else { found }
+    let mut seen_nobody = 0;
+    for _ in 0..MAX_LOOKS {
+        let tree = find(holder)?;
+        let living: Vec<Living> =
+            tree.iter().filter_map(|process| Some((process.clone(), process.living()?))).collect();
+        if !living.is_empty() {
+            return Ok(living);
+        }
+        // Twice: one that was about to start another may have ended while the list was read.
+        seen_nobody = if tree.iter().all(Process::is_zombie) { seen_nobody + 1 } else { 0 };
+        if seen_nobody == 2 {
+            return Ok(living);
+        }
+    }
+    Err(io::Error::other("its processes come and go too fast to be seen"))
 }
 
-fn find(holder: &Claimant) -> Vec<Living> {
-    let is_leader = |process: &Process| holder.leader == Some(process.id());
-    let has_claim = |process: &Process| {
-        let claims = process.variable(CLAIMS_VARIABLE).unwrap_or_default();
-        claims.split(' ').any(|claim| claim == holder.claim)
-    };
+fn find(holder: &Claimant) -> io::Result<Vec<Process>> {
     let me = std::process::id();
-    let mut tree = process::trees(|process| is_leader(process) || has_claim(process));
+    let mut tree = process::trees(|process| {
+        let is_leader = holder.leader == Some(process.id());
+        let is_other = process.pid != me && process.pid != holder.pid;
+        Ok(is_other && (is_leader || has_claim(process, &holder.claim)?))
+    })?;
     tree.retain(|process| process.pid != me && process.pid != holder.pid);
-    let watch = |process: Process| process.watch().map(|descriptor| (process, descriptor));
-    tree.into_iter().filter_map(watch).collect()
+    Ok(tree)
+}
+
+fn has_claim(process: &Process, claim: &str) -> io::Result<bool> {
+    let claims = process.variable(CLAIMS_VARIABLE)?.unwrap_or_default();
+    Ok(claims.split(' ').any(|found| found == claim))
 }

@@ -200,7 +200,10 @@ impl From<MutexError> for Failure {
             MutexError::Folder { source, .. } | MutexError::File { source, .. } => {
                 io_hint(source.kind()).map(str::to_owned)
             }
-            MutexError::Guard { .. } | MutexError::Deadlock(_) | MutexError::Wake(_) => None,
+            MutexError::Guard { .. }
+            | MutexError::Survivors(_)
+            | MutexError::Deadlock(_)
+            | MutexError::Wake(_) => None,
         };
         hint.into_iter().fold(Self::new(code::INTERNAL, error), Self::hint)
     }

@@ -32,6 +32,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use super::holder::Wish;
+use super::survivors::CLAIMS_VARIABLE;
 use super::{Blocked, os};
 use crate::process::{self as processes, Process};
 use crate::text::shorten;
@@ -187,6 +188,8 @@ struct Keeper {
 impl Keeper {
     fn start(task: &Task) -> io::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
+        // Not a part of the caller's tree, for the mutexes that are held there.
+        command.env_remove(CLAIMS_VARIABLE);
         command.arg("keep").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         #[expect(clippy::disallowed_methods, reason = "this is the home of keepers")]
         let mut process = command.spawn()?;
