@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -99,6 +100,33 @@ async fn a_line_is_with_the_client_within_ten_milliseconds() {
     delays.sort_unstable();
     assert!(delays.len() >= 20, "{delays:?}");
     assert!(delays[delays.len() / 2] <= 10_000, "microseconds: {delays:?}");
+}
+
+#[tokio::test]
+async fn a_cut_or_damaged_log_is_a_shorter_one_and_says_so() {
+    let world = World::new();
+    let agent = world.agent_at("a", &["--listen", "none"]).await;
+    // Two records: a reader sees the first whole.
+    let text = "echo first; sleep 0.2; echo second";
+    for (id, damage) in [("cut", "cut"), ("flipped", "flip")] {
+        let script = agent.script(text).id(id).start().await;
+        script.has_written(6).await;
+        assert!(exited(&script.outcome().await, 0));
+        let journal = agent.folder.join("state/scripts").join(id).join("output.journal");
+        let bytes = std::fs::read(&journal).unwrap();
+        let at = bytes.windows(6).position(|part| part == b"second").unwrap();
+        let file = std::fs::OpenOptions::new().write(true).open(&journal).unwrap();
+        if damage == "cut" {
+            file.set_len(u64::try_from(at + 3).unwrap()).unwrap();
+        } else {
+            file.write_all_at(b"S", u64::try_from(at).unwrap()).unwrap();
+        }
+        let (code, out, told) = finish(world.baton_at("a").args(["logs", id]));
+        assert_eq!((code, out.as_str()), (0, "first\n"), "{told}");
+        assert!(told.contains("7 bytes of output from byte 6 on can't be read"), "{told}");
+        let (_, json, _) = finish(world.baton_at("a").args(["logs", "--json", id]));
+        assert!(json.contains(r#"{"bytes":7,"event":"output_missing","offset":6}"#), "{json}");
+    }
 }
 
 #[tokio::test]

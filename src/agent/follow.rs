@@ -34,6 +34,13 @@ pub enum Followed {
         /// When it was read from the script.
         time: Timestamp,
     },
+    /// The log is cut or damaged: what comes after is missing.
+    OutputMissing {
+        /// How many bytes of output come before it.
+        offset: u64,
+        /// How many are missing, as far as it is known; else 0.
+        bytes: u64,
+    },
 }
 
 /// One client's view of one script.
@@ -48,6 +55,9 @@ pub struct Follow {
     launches: Option<u32>,
     told: Option<Snapshot>,
     pending: VecDeque<Followed>,
+    /// Up to where output was read.
+    read_until: u64,
+    is_missing_told: bool,
     own_changes: Option<watch::Receiver<()>>,
     queue_changes: watch::Receiver<()>,
     over: bool,
@@ -76,6 +86,8 @@ impl Agent {
             launches: None,
             told: None,
             pending: VecDeque::new(),
+            read_until: offset,
+            is_missing_told: false,
             own_changes,
             queue_changes,
             over: false,
@@ -125,6 +137,13 @@ impl Follow {
             if !self.pending.is_empty() {
                 continue;
             }
+            if done
+                && !self.is_missing_told
+                && let Some(missing) = self.missing(&snapshot)
+            {
+                self.is_missing_told = true;
+                return Ok(Some(missing));
+            }
             if done || !self.wait_for_more {
                 // The output is at its end, and the end is always last.
                 self.over = true;
@@ -132,6 +151,14 @@ impl Follow {
             }
             self.changed().await;
         }
+    }
+
+    /// What can't be read of the output of a script that is done.
+    fn missing(&self, script: &Snapshot) -> Option<Followed> {
+        let reader = self.reader.as_ref()?;
+        let bytes = script.output_bytes.saturating_sub(self.read_until);
+        let offset = self.read_until;
+        (reader.is_damaged() || bytes > 0).then_some(Followed::OutputMissing { offset, bytes })
     }
 
     async fn changed(&mut self) {
@@ -195,6 +222,9 @@ impl Follow {
         };
         let (reader, batch, result) = super::blocking(read).await?;
         self.reader = Some(reader);
+        if let Some(Followed::Output { data, offset, .. }) = batch.back() {
+            self.read_until = offset + u64::try_from(data.len()).unwrap_or(u64::MAX);
+        }
         self.pending = batch;
         result.map_err(|source| AgentError::Output { id: self.id.clone(), source })
     }

@@ -87,6 +87,15 @@ impl Screen {
                 self.at_start = data.ends_with(b"\n");
                 self.show_progress();
             }
+            Heard::OutputMissing { offset, bytes } => {
+                if self.json {
+                    let event =
+                        json!({"event": "output_missing", "offset": offset, "bytes": bytes});
+                    return Ok(write_json(&event)?);
+                }
+                self.clear();
+                complain(&missing(offset, bytes));
+            }
             Heard::Interrupted(error) => {
                 self.clear();
                 complain(&format!("baton: {error}; trying again"));
@@ -181,6 +190,11 @@ fn paint(level: Level, data: &[u8], colours: bool) -> Option<Vec<u8>> {
         return Some(data.to_vec());
     }
     Some([colour, data, RESET].concat())
+}
+
+fn missing(offset: u64, bytes: u64) -> String {
+    let what = if bytes > 0 { format!("{bytes} bytes of output") } else { "output".to_owned() };
+    format!("baton: {what} from byte {offset} on can't be read: the log on disk is cut or damaged")
 }
 
 fn tell(outcome: &Outcome) {

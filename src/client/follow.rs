@@ -28,6 +28,13 @@ pub enum Heard {
         /// How many bytes of output come before.
         offset: u64,
     },
+    /// The log is cut or damaged: what comes after is missing.
+    OutputMissing {
+        /// How many bytes of output come before it.
+        offset: u64,
+        /// How many are missing, as far as it is known; else 0.
+        bytes: u64,
+    },
     /// The connection broke; it is tried again.
     Interrupted(ClientError),
 }
@@ -133,6 +140,9 @@ impl Following {
                 let level = Level::from(output.level());
                 let v1::Output { data, offset, .. } = output;
                 Ok(Some(Heard::Output { stream, level, data, offset }))
+            }
+            v1::script_event::Kind::OutputMissing(v1::OutputMissing { offset, bytes }) => {
+                Ok(Some(Heard::OutputMissing { offset, bytes }))
             }
         }
     }

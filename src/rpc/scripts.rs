@@ -213,6 +213,9 @@ impl From<Followed> for v1::ScriptEvent {
                     time: Some(to_timestamp(time)),
                 })
             }
+            Followed::OutputMissing { offset, bytes } => {
+                v1::script_event::Kind::OutputMissing(v1::OutputMissing { offset, bytes })
+            }
         };
         Self { kind: Some(kind) }
     }
