@@ -62,6 +62,8 @@ async fn what_nothing_can_end_holds_the_mutex_until_it_is_abandoned_for_the_reco
     agent.client.cancel(&script.id, "enough".to_owned()).await.unwrap();
     let told = script.until("said to be stuck", |script| !script.stuck.is_empty()).await;
     assert!(told.stuck[0].command.contains("scripts/stuck/script"), "{told:?}");
+    let (_, out, _) = finish(world.baton_at("a").args(["show", "stuck"]));
+    assert!(out.contains("can't be ended and keeps its mutexes"), "{out}");
     // It holds the machine, also for those outside.
     let machine = ["mutex", "run", "--no-wait", "machine", "--", "true"];
     assert_eq!(finish(world.baton_at("a").args(machine)).0, 75);

@@ -281,7 +281,9 @@ impl Agent {
         }
         let outcome = match lost {
             Some(lost) => Some(lost),
-            None => self.requeue(id, "its supervisor ended before the start")?.map(Outcome::from),
+            None => {
+                self.requeue(id, "its supervisor ended before the start", true)?.map(Outcome::from)
+            }
         };
         match outcome {
             Some(outcome) => self.finish(id, outcome, None, Timestamp::now()).await,
@@ -290,11 +292,13 @@ impl Agent {
     }
 
     /// Puts a script that never started back into the queue, in its old place; or says how it ends:
-    /// it was cancelled meanwhile, or that was done too often, the last time because of `problem`.
+    /// it was cancelled meanwhile, or that was done too often, the last time because of `problem`; one that
+    /// does not count is no matter of the script's.
     pub(super) fn requeue(
         &self,
         id: &ScriptId,
         problem: &str,
+        counts: bool,
     ) -> Result<Option<OutcomeKind>, AgentError> {
         {
             let mut table = self.table();
@@ -307,7 +311,7 @@ impl Agent {
             living.blocked.clear();
             let asked = living.asked_back;
             if living.phase != Phase::Queued {
-                living.false_starts += u32::from(!asked);
+                living.false_starts += u32::from(!asked && counts);
                 if living.false_starts >= MAX_FALSE_STARTS {
                     let reason = problem.to_owned();
                     let cause = StartProblem::Agent;

@@ -50,6 +50,8 @@ impl Agent {
             let asked = living.map(|living| {
                 // The first reason is the one on record.
                 let reason = living.stop.get_or_insert(reason).clone();
+                // Nor does a later request without it take it back.
+                living.abandon = living.abandon.take().or(abandon);
                 (living.phase == Phase::Queued, reason)
             });
             asked.map(|(queued, reason)| match (queued, queued && table.queue.remove(id)) {
@@ -68,7 +70,7 @@ impl Agent {
             Some(Asked::Leaving) => self.is_over(id).await,
             Some(Asked::Launched(reason)) => {
                 info!(reason, "asked to stop");
-                self.tell_to_stop(id, reason, abandon).await?;
+                self.tell_to_stop(id, reason).await?;
             }
             None => {}
         }
@@ -85,13 +87,9 @@ impl Agent {
     }
 
     /// Says why, then that it is to stop. May be said again: only the first counts.
-    pub(super) async fn tell_supervisor_to_stop(
-        &self,
-        id: &ScriptId,
-        reason: String,
-        abandon: Option<String>,
-    ) {
+    pub(super) async fn tell_supervisor_to_stop(&self, id: &ScriptId, reason: String) {
         let workspace = self.workspace(id);
+        let abandon = self.table().get(id).and_then(|living| living.abandon.clone());
         let cancel = Cancel { reason, abandon };
         let write = move || workspace.write_json(&workspace.cancel(), &cancel);
         // The folder may not be made yet: whoever makes it finds the wish in the table.
@@ -101,13 +99,8 @@ impl Agent {
         self.inner.supervisors.stop(id);
     }
 
-    async fn tell_to_stop(
-        &self,
-        id: &ScriptId,
-        reason: String,
-        abandon: Option<String>,
-    ) -> Result<(), AgentError> {
-        self.tell_supervisor_to_stop(id, reason.clone(), abandon).await;
+    async fn tell_to_stop(&self, id: &ScriptId, reason: String) -> Result<(), AgentError> {
+        self.tell_supervisor_to_stop(id, reason.clone()).await;
         self.table().apply(id, Event::Stop)?;
         self.queue_changed();
         let update = ScriptUpdate { stop_reason: Some(reason), ..ScriptUpdate::of(id.clone()) };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rustix::io::Errno;
 use tracing::{Instrument as _, error, info_span};
 
 use super::supervisor::Supervisor;
@@ -54,7 +55,7 @@ impl Agent {
                     (stop, table.drain.is_some())
                 };
                 if let Some(reason) = stop {
-                    self.tell_supervisor_to_stop(id, reason, None).await;
+                    self.tell_supervisor_to_stop(id, reason).await;
                 } else if drains {
                     self.step_back(id);
                 }
@@ -67,13 +68,13 @@ impl Agent {
         }
     }
 
-    /// What the system lacks now (processes, files, room on the disk) it may have in a moment. After
-    /// some tries the script is not started.
+    /// What the system lacks now (processes, files, room on the disk) it may have later: the script keeps
+    /// its place until then. After some other errors it is not started.
     async fn try_again(self, id: ScriptId, error: AgentError) {
         let reason = crate::text::chain(&error);
         error!(reason, "can't be launched");
         tokio::time::sleep(PAUSE).await;
-        let recorded = match self.requeue(&id, &reason) {
+        let recorded = match self.requeue(&id, &reason, !is_lack(&error)) {
             Ok(Some(kind)) => self.finish(&id, kind.into(), None, Timestamp::now()).await,
             Ok(None) => Ok(()),
             Err(error) => Err(error),
@@ -174,6 +175,21 @@ impl Agent {
         }
         environment
     }
+}
+
+/// Whether the machine lacks something that it may have again.
+fn is_lack(error: &AgentError) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        let system = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        let lack =
+            [Errno::NOSPC, Errno::DQUOT, Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM];
+        if system.is_some_and(|code| lack.iter().any(|errno| errno.raw_os_error() == code)) {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 /// How an interpreter is told to read a file. PowerShell wants to be told more.

@@ -6,14 +6,16 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::AgentError;
+use crate::filewatch::register;
 use crate::mutex::os;
 
 /// How long the lock of an agent that has ended is waited for.
 const DEAD_LOCK_LIMIT: Duration = Duration::from_secs(10);
+/// How long the end of the agent that has the lock is waited for: it may have been killed just now.
+const DYING_LIMIT: Duration = Duration::from_secs(2);
 
 /// Locks the state folder.
 ///
@@ -29,7 +31,7 @@ pub(super) async fn lock_state(state: &Path) -> Result<File, AgentError> {
         let mut pid = String::new();
         lock.read_to_string(&mut pid).map_err(failed)?;
         let in_use = || AgentError::StateInUse { state: state.to_owned(), pid: pid.clone() };
-        if lives(&pid) {
+        if !ends_soon(&pid).await {
             return Err(in_use());
         }
         let same_file = lock.try_clone().map_err(failed)?;
@@ -47,16 +49,16 @@ fn write_pid(lock: &mut File) -> io::Result<()> {
     lock.write_all(std::process::id().to_string().as_bytes())
 }
 
-/// Whether the process runs. One that said no process id yet does.
-fn lives(pid: &str) -> bool {
+/// Whether the process has ended, or does in a moment. One that said no process id yet does not.
+async fn ends_soon(pid: &str) -> bool {
     let Some(pid) = pid.trim().parse().ok().and_then(Pid::from_raw) else {
-        return true;
+        return false;
     };
-    pidfd_open(pid, PidfdFlags::empty()).is_ok_and(|process| {
-        let mut polled = [PollFd::new(&process, PollFlags::IN)];
-        // Readable: it has ended, and only waits to be reaped.
-        rustix::event::poll(&mut polled, Some(&Timespec::default())) == Ok(0)
-    })
+    let process = pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from).and_then(register);
+    // There is none, or it can't be watched: its lock will tell.
+    let Ok(process) = process else { return true };
+    // Readable: it has ended, and only waits to be reaped.
+    tokio::time::timeout(DYING_LIMIT, process.readable()).await.is_ok()
 }
 
 #[cfg(test)]

@@ -41,6 +41,8 @@ pub(super) struct Living {
     pub(super) blocked: Vec<Blocked>,
     /// Its processes that were killed and are still there.
     pub(super) stuck: Vec<Straggler>,
+    /// Why its mutexes are given back though nothing can end it, once an operator said so.
+    pub(super) abandon: Option<String>,
     /// Why it is to stop, once it is.
     pub(super) stop: Option<String>,
     /// How often it was launched: each time it has another journal.
@@ -112,6 +114,7 @@ impl Table {
             progress: None,
             blocked: Vec::new(),
             stuck: Vec::new(),
+            abandon: None,
             stop: None,
             launches: 0,
             false_starts: 0,

@@ -9,7 +9,7 @@ use super::reach::Reach;
 use super::screen::{write_json, write_out};
 use super::show;
 use crate::config::Directories;
-use crate::script::{Outcome, Phase, ScriptId};
+use crate::script::{Fate, Outcome, Phase, ScriptId};
 use crate::snapshot::{Snapshot, clock};
 
 const EXAMPLES: &str = "\
@@ -60,6 +60,9 @@ fn lines(script: &Snapshot) -> Vec<String> {
     for wait in &script.waits {
         line("waits", wait.reason());
     }
+    for left in &script.stuck {
+        line("stuck", show::stuck(script, left));
+    }
     if let Some(progress) = &script.progress {
         line("progress", format!("{} % {}", progress.percent, progress.message));
     }
@@ -67,12 +70,20 @@ fn lines(script: &Snapshot) -> Vec<String> {
     line("started", script.started_at.map(clock).unwrap_or_default());
     line("ended", script.ended_at.map(clock).unwrap_or_default());
     line("output", format!("{} bytes", script.output_bytes));
-    if let Some(Outcome { stragglers, output_dropped_bytes, values, .. }) = outcome {
+    if let Some(Outcome { stragglers, output_dropped_bytes, output_drop_cause, values, .. }) =
+        outcome
+    {
         if *output_dropped_bytes > 0 {
-            line("not kept", format!("{output_dropped_bytes} bytes of output"));
+            let why = output_drop_cause.map(|cause| format!(": {cause}")).unwrap_or_default();
+            line("not kept", format!("{output_dropped_bytes} bytes of output{why}"));
         }
         for straggler in stragglers {
-            line("left over", format!("{} (pid {})", straggler.command, straggler.pid));
+            let fate = match straggler.fate {
+                Fate::Ended => "ended",
+                Fate::Kept => "goes on",
+                Fate::Abandoned => "could not be ended, abandoned",
+            };
+            line("left over", format!("{} (pid {}): {fate}", straggler.command, straggler.pid));
         }
         for value in show::values(values) {
             line("value", value);

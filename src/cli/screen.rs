@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::failure::{Failure, code, complain, has_colours};
 use super::show;
 use crate::client::Heard;
-use crate::script::{Fate, Outcome, OutcomeKind, Phase, StartProblem, Stream};
+use crate::script::{Fate, Outcome, OutcomeKind, Phase, StartProblem, Straggler, Stream};
 use crate::snapshot::Snapshot;
 use crate::values::Progress;
 use crate::values::message::Level;
@@ -40,6 +40,8 @@ pub(super) struct Screen {
     is_seen: bool,
     spinner: Option<ProgressBar>,
     told: String,
+    /// The processes that nothing ends, as they were told.
+    stuck: Vec<Straggler>,
     /// How far the script says that it is.
     progress: Option<Progress>,
     /// Whether the output ended with a whole line: a bar would write into a half one.
@@ -50,8 +52,8 @@ pub(super) struct Screen {
 impl Screen {
     pub(super) fn new(json: bool) -> Self {
         let is_seen = io::stdout().is_terminal();
-        let (told, progress) = (String::new(), None);
-        Self { json, is_seen, spinner: None, told, progress, at_start: true, outcome: None }
+        let (told, stuck, progress) = (String::new(), Vec::new(), None);
+        Self { json, is_seen, spinner: None, told, stuck, progress, at_start: true, outcome: None }
     }
 
     /// Shows what was heard. It may block as long as nobody reads the output.
@@ -67,6 +69,13 @@ impl Screen {
                     return Ok(write_json(&event)?);
                 }
                 self.show_waits(&script);
+                if script.stuck != self.stuck {
+                    self.clear();
+                    for left in &script.stuck {
+                        complain(&format!("baton: {}", show::stuck(&script, left)));
+                    }
+                    self.stuck.clone_from(&script.stuck);
+                }
                 self.progress = script.progress.filter(|_| !script.phase.is_done());
                 self.show_progress();
             }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::mutex::Party;
-use crate::script::{Isolation, Labels, Outcome, OutcomeKind, Phase};
+use crate::script::{Isolation, Labels, Outcome, OutcomeKind, Phase, Straggler};
 use crate::snapshot::{Snapshot, Wait};
 use crate::text::shorten;
 use crate::values::{Place, Remark, Values};
@@ -106,6 +106,14 @@ pub(super) fn values(values: &Values) -> Vec<String> {
     let outputs = outputs.iter().map(output);
     let dropped = (*remarks_dropped > 0).then(|| format!("{remarks_dropped} more such remarks"));
     outputs.chain(remarks.iter().map(Remark::to_string)).chain(dropped).collect()
+}
+
+/// A process that nothing ends, and what can be done.
+pub(super) fn stuck(script: &Snapshot, left: &Straggler) -> String {
+    format!(
+        "pid {} ({}) can't be ended and keeps its mutexes; `baton cancel {} --abandon --reason TEXT` gives them back",
+        left.pid, left.command, script.script_id
+    )
 }
 
 fn wait_json(wait: &Wait) -> Value {
