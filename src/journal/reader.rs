@@ -105,6 +105,22 @@ impl Reader {
     }
 }
 
+/// Where a journal can be gone on with: behind its last good record.
+#[derive(Debug)]
+pub(super) struct End {
+    pub(super) salt: [u8; 8],
+    pub(super) position: u64,
+    pub(super) output_len: u64,
+}
+
+/// The end of a journal, every record checked whole; `None`: it has not even a whole head.
+pub(super) fn end(path: &Path) -> Result<Option<End>, JournalError> {
+    let mut cursor = Cursor::open(path, READ_BYTES)?;
+    while cursor.record()?.is_some() {}
+    let (position, output_len) = (cursor.position, cursor.output_len);
+    Ok(cursor.salt()?.map(|salt| End { salt, position, output_len }))
+}
+
 /// Follows the events and the amount of output, without reading the output itself.
 #[derive(Debug)]
 pub struct EventScanner {
@@ -334,6 +350,35 @@ mod tests {
     fn events(path: &Path) -> Vec<Bytes> {
         let mut scanner = EventScanner::open(path);
         std::iter::from_fn(|| scanner.next_event().unwrap()).map(|(_, payload)| payload).collect()
+    }
+
+    #[test]
+    fn a_journal_is_gone_on_with_behind_its_last_good_record() {
+        let root = tempfile::tempdir().unwrap();
+        let (path, whole) = sample(root.path());
+        let len = std::fs::metadata(&path).unwrap().len();
+        for cut in [0, 1, 7] {
+            let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            file.set_len(len - cut).unwrap();
+            // The last record is whole, or it is gone.
+            let kept = if cut == 0 { whole.len() } else { 8 };
+            let limits = Limits { max_bytes: 20, ..NO_LIMIT };
+            let mut writer = Writer::resume(&path, limits, Some((DropCause::Disk, 3))).unwrap();
+            writer.append_event(b"third", now()).unwrap();
+            writer.append_output(Stream::Stdout, b"0123456789", now());
+            let mut all = whole[..kept].to_vec();
+            all.extend_from_slice(&b"0123456789"[..10.min(20 - kept)]);
+            assert_eq!(output(&path, 0), (all.clone(), false), "{cut}");
+            assert_eq!(output(&path, 10).0, all[10..], "{cut}");
+            let dropped = 3 + kept + 10 - all.len();
+            assert_eq!(writer.dropped(), Some((DropCause::Disk, dropped.try_into().unwrap())));
+            std::fs::remove_file(&path).unwrap();
+            sample(root.path());
+        }
+        std::fs::remove_file(&path).unwrap();
+        let mut writer = Writer::resume(&path, NO_LIMIT, None).unwrap();
+        writer.append_output(Stream::Stdout, b"new", now());
+        assert_eq!(output(&path, 0), (b"new".to_vec(), false));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::JournalError;
 use super::record::{self, FILE_HEADER_BYTES, HEADER_BYTES, Header, Kind, MAX_PAYLOAD_BYTES};
+use super::{JournalError, reader};
 use crate::crash;
 use crate::script::{DropCause, Stream};
 use crate::values::message::Level;
@@ -69,6 +69,45 @@ impl Writer {
             dropped: None,
             dropped_bytes: 0,
         })
+    }
+
+    /// Goes on with a journal behind its last good record; one without a whole head is begun anew. `dropped`
+    /// is what was not kept before.
+    ///
+    /// # Errors
+    /// When the file can't be read or written.
+    pub fn resume(
+        path: &Path,
+        limits: Limits,
+        dropped: Option<(DropCause, u64)>,
+    ) -> Result<Self, JournalError> {
+        let failed = |source| JournalError::File { path: path.to_owned(), source };
+        let end = match reader::end(path) {
+            Err(JournalError::Missing) => None,
+            other => other?,
+        };
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+        let file = file.map_err(failed)?;
+        file.set_len(end.as_ref().map_or(0, |end| end.position)).map_err(failed)?;
+        let mut writer = match end {
+            None => Self::create(path, limits)?,
+            Some(reader::End { salt, position, output_len }) => Self {
+                file,
+                path: path.to_owned(),
+                salt,
+                end: position,
+                output_len,
+                limits,
+                room_until: 0,
+                dropped: None,
+                dropped_bytes: 0,
+            },
+        };
+        if let Some((cause, bytes)) = dropped {
+            writer.dropped = Some(cause);
+            writer.dropped_bytes = bytes;
+        }
+        Ok(writer)
     }
 
     /// Appends output. What can't be kept is counted (rule 4).
