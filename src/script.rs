@@ -3,7 +3,9 @@
 //!
 //! ```text
 //! Queued ──launched──► Waiting ──started──► Running ──stop──► Stopping ──ended──► Done(outcome)
-//!    └───────────── stop, ended ─────────────────────────────────────────────────────▲
+//!    │                    ▲ asked for a restart │                                     ▲
+//!    │                    └─────────────────────┘                                     │
+//!    └───────────── stop, ended ──────────────────────────────────────────────────────┘
 //! ```
 
 use std::collections::BTreeMap;
@@ -180,6 +182,8 @@ pub enum Event {
     Requeued,
     /// It started to run.
     Started,
+    /// It ended so that it is run again after a restart of the machine, for which it waits.
+    AskedRestart,
     /// It was asked to stop.
     Stop,
     /// It ended.
@@ -206,6 +210,9 @@ impl Phase {
             (Self::Queued, Event::Launched) => Ok(Self::Waiting),
             (Self::Waiting, Event::Requeued) => Ok(Self::Queued),
             (Self::Waiting, Event::Started) => Ok(Self::Running),
+            // It keeps its place in the line. One that is to stop ends as soon as it hears of that.
+            (Self::Waiting | Self::Running, Event::AskedRestart) => Ok(Self::Waiting),
+            (Self::Stopping, Event::AskedRestart) => Ok(Self::Stopping),
             (Self::Waiting | Self::Running, Event::Stop) => Ok(Self::Stopping),
             // The request to stop crossed the start; it still stands.
             (Self::Stopping, Event::Started | Event::Stop) => Ok(Self::Stopping),
@@ -224,11 +231,11 @@ impl Phase {
                 event @ Event::Launched,
             )
             // A queued script has nothing to stop: it ends at once instead.
-            | (phase @ Self::Queued, event @ Event::Stop)
+            | (phase @ Self::Queued, event @ (Event::Stop | Event::AskedRestart))
             | (phase @ Self::Stopping, event @ Event::Requeued)
             | (
                 phase @ Self::Done(_),
-                event @ (Event::Requeued | Event::Started | Event::Ended(_)),
+                event @ (Event::Requeued | Event::Started | Event::AskedRestart | Event::Ended(_)),
             ) => Err(IllegalTransition { phase: phase.name(), event: event.name() }),
         }
     }
@@ -257,6 +264,7 @@ impl Event {
             Self::Launched => "launched",
             Self::Requeued => "requeued",
             Self::Started => "started",
+            Self::AskedRestart => "asked",
             Self::Stop => "stopped",
             Self::Ended(_) => "ended",
         }
@@ -402,6 +410,32 @@ pub struct Drain {
     pub reason: String,
 }
 
+/// The most runs of one script: one that asks for a restart each time would keep its machine restarting.
+pub const MAX_ATTEMPTS: u32 = 16;
+
+/// That a script asked for a restart of the machine, to be run again after it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restart {
+    /// Which of its attempts asked, from 1.
+    pub attempt: u32,
+    /// The run of the machine in which it did: in the next one it is run again.
+    pub boot_id: String,
+    /// When its attempt had ended.
+    pub since: Timestamp,
+    /// Why, for people; may be empty.
+    pub reason: String,
+    /// How many bytes of output were not kept so far, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<(DropCause, u64)>,
+}
+
+impl Restart {
+    /// The attempt that runs after it.
+    pub fn next_attempt(&self) -> u32 {
+        self.attempt.saturating_add(1)
+    }
+}
+
 /// A process that was left when its script ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Straggler {
@@ -459,7 +493,14 @@ mod tests {
 
     fn events() -> Vec<Event> {
         let ended = OutcomeKind::Exited { code: 1 }.into();
-        vec![Event::Launched, Event::Requeued, Event::Started, Event::Stop, Event::Ended(ended)]
+        vec![
+            Event::Launched,
+            Event::Requeued,
+            Event::Started,
+            Event::AskedRestart,
+            Event::Stop,
+            Event::Ended(ended),
+        ]
     }
 
     #[test]
@@ -474,11 +515,11 @@ mod tests {
             }
         }
         let expected = "\
-queued launched waiting\nqueued requeued -\nqueued started -\nqueued stopped -\nqueued ended done
-waiting launched -\nwaiting requeued queued\nwaiting started running\nwaiting stopped stopping\nwaiting ended done
-running launched -\nrunning requeued -\nrunning started -\nrunning stopped stopping\nrunning ended done
-stopping launched -\nstopping requeued -\nstopping started stopping\nstopping stopped stopping\nstopping ended done
-done launched -\ndone requeued -\ndone started -\ndone stopped done\ndone ended -\n";
+queued launched waiting\nqueued requeued -\nqueued started -\nqueued asked -\nqueued stopped -\nqueued ended done
+waiting launched -\nwaiting requeued queued\nwaiting started running\nwaiting asked waiting\nwaiting stopped stopping\nwaiting ended done
+running launched -\nrunning requeued -\nrunning started -\nrunning asked waiting\nrunning stopped stopping\nrunning ended done
+stopping launched -\nstopping requeued -\nstopping started stopping\nstopping asked stopping\nstopping stopped stopping\nstopping ended done
+done launched -\ndone requeued -\ndone started -\ndone asked -\ndone stopped done\ndone ended -\n";
         assert_eq!(table, expected);
     }
 

@@ -79,6 +79,21 @@ pub struct Wait {
     pub foreign: bool,
     /// Why the agent starts nothing, whoever holds it.
     pub drain: Option<Drain>,
+    /// The restart of the machine that comes first.
+    pub restart: Option<AwaitedRestart>,
+}
+
+/// A restart of the machine that a script waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AwaitedRestart {
+    /// Since when.
+    pub since: Timestamp,
+    /// Why, for people; may be empty.
+    pub reason: String,
+    /// The script's attempt that runs after it; 0: another script asked for it.
+    pub attempt: u32,
+    /// Why the agent's command did not restart the machine; empty: it is not known to have failed.
+    pub problem: String,
 }
 
 impl Wait {
@@ -89,6 +104,9 @@ impl Wait {
 
     /// The same, of a mutex that people know by something else than its name.
     pub fn reason_of(&self, what: &str) -> String {
+        if let Some(restart) = &self.restart {
+            return describe_restart(restart);
+        }
         let mut text = String::new();
         if let Some(drain) = &self.drain {
             write!(text, "{}", describe_drain(drain)).unwrap_or_default();
@@ -150,6 +168,24 @@ pub fn describe_drain(drain: &Drain) -> String {
     text
 }
 
+/// A restart of the machine that is waited for, in words.
+pub fn describe_restart(restart: &AwaitedRestart) -> String {
+    let since = clock(restart.since);
+    let mut text = match restart.attempt {
+        0 => format!("the machine is to be restarted first, a script asked for it at {since}"),
+        attempt => format!(
+            "it waits for the machine to be restarted since {since}, then attempt {attempt} runs"
+        ),
+    };
+    if !restart.reason.is_empty() {
+        write!(text, ": {}", restart.reason).unwrap_or_default();
+    }
+    if !restart.problem.is_empty() {
+        write!(text, "; the agent could not restart it: {}", restart.problem).unwrap_or_default();
+    }
+    text
+}
+
 /// A time in the local time zone, for people.
 pub fn clock(time: Timestamp) -> String {
     time.to_zoned(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S %Z").to_string()
@@ -180,6 +216,7 @@ mod tests {
             ahead_count: 0,
             foreign: false,
             drain: None,
+            restart: None,
         };
         assert_eq!(wait.reason(), "`machine` is held by script a (make)");
         wait.holders.push(party("b"));
@@ -204,5 +241,19 @@ mod tests {
         assert!(wait.reason().ends_with("kernel; `machine` is held by a program outside baton"));
         wait.foreign = false;
         assert_eq!(wait.reason(), drains);
+        let restart = |attempt, problem: &str| {
+            let (reason, problem) = ("kernel".to_owned(), problem.to_owned());
+            AwaitedRestart { since: Timestamp::UNIX_EPOCH, reason, attempt, problem }
+        };
+        wait.restart = Some(restart(2, ""));
+        let reason = wait.reason();
+        assert!(reason.starts_with("it waits for the machine to be restarted since "), "{reason}");
+        assert!(reason.ends_with(", then attempt 2 runs: kernel"), "{reason}");
+        let reason = describe_restart(&restart(0, "not found"));
+        assert!(reason.starts_with("the machine is to be restarted first, a script"), "{reason}");
+        assert!(
+            reason.ends_with(": kernel; the agent could not restart it: not found"),
+            "{reason}"
+        );
     }
 }

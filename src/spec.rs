@@ -1,6 +1,7 @@
 //! Pure: a request to run a script, checked whole. What is in a [`Spec`] can be run as it stands.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU8;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -79,6 +80,7 @@ pub struct Spec {
     pub max_output_bytes: Option<u64>,
     pub stragglers: StragglerPolicy,
     pub service_messages: bool,
+    pub reboot_exit_code: Option<NonZeroU8>,
 }
 
 /// How much of a field's name is told.
@@ -165,6 +167,7 @@ impl Spec {
             max_output_bytes: None,
             stragglers: StragglerPolicy::End,
             service_messages: true,
+            reboot_exit_code: None,
         }
     }
 
@@ -334,6 +337,7 @@ impl Spec {
             max_output_bytes,
             stragglers,
             service_messages,
+            reboot_exit_code,
         } = self;
         let fields = [
             ("body, interpreter or program", what != &other.what),
@@ -351,6 +355,7 @@ impl Spec {
             ("max_output_bytes", max_output_bytes != &other.max_output_bytes),
             ("stragglers", stragglers != &other.stragglers),
             ("service_messages", service_messages != &other.service_messages),
+            ("reboot_exit_code", reboot_exit_code != &other.reboot_exit_code),
         ];
         fields.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect()
     }

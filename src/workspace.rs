@@ -12,6 +12,8 @@
 //!   artifacts/      BATON_ARTIFACTS: files that clients may have
 //!   cancel.json     why the script is to stop; written before the supervisor is told
 //!   output.journal  the output
+//!   reboot.json     the script's wish: a restart of the machine when it exits with 0, and another run
+//!   resume.json     that it is run again after a restart; by the supervisor, instead of an outcome, durable
 //!   outcome.json    how it ended: written once, durable
 //!   reserve         room on the disk for the outcome, should the script fill it
 //! ```
@@ -121,6 +123,16 @@ impl Workspace {
         self.path.join("artifacts")
     }
 
+    /// The script's wish for a restart of the machine.
+    pub fn reboot(&self) -> PathBuf {
+        self.path.join("reboot.json")
+    }
+
+    /// That it is run again after a restart of the machine.
+    pub fn resume(&self) -> PathBuf {
+        self.path.join("resume.json")
+    }
+
     /// How it ended.
     pub fn outcome(&self) -> PathBuf {
         self.path.join("outcome.json")
@@ -200,6 +212,12 @@ impl Workspace {
         let (path, new) = (self.job(), self.path.join("job.json.new"));
         let text = serde_json::to_vec(job)
             .map_err(|source| WorkspaceError::Damaged { path: path.clone(), source })?;
+        // What an agent that was killed here left; the folder is made anew only for a first attempt.
+        if let Err(e) = std::fs::remove_file(&new)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            return self.check(&new, Err(e));
+        }
         let written = write_new(&new, &text, 0o600).and_then(|()| std::fs::rename(&new, &path));
         self.check(&path, written)
     }

@@ -27,6 +27,8 @@ const TELLING_LIMIT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 struct Seen {
     scanner: EventScanner,
+    /// The token of the launch that is followed, while the reports of earlier ones are read.
+    skips_to: Option<String>,
     /// Whether the script may have run.
     starting: bool,
     /// Its first process.
@@ -50,9 +52,15 @@ enum Noticed {
 }
 
 impl Agent {
-    /// Follows a launched script until its supervisor has ended.
-    pub(super) async fn attend(self, spec: Arc<Spec>, supervisor: Supervisor) {
-        let seen = self.follow_supervisor(&spec.script_id, supervisor).await;
+    /// Follows a launched script until its supervisor has ended. `continues` is the token of a job that goes
+    /// on with a journal of earlier ones.
+    pub(super) async fn attend(
+        self,
+        spec: Arc<Spec>,
+        supervisor: Supervisor,
+        continues: Option<String>,
+    ) {
+        let seen = self.follow_supervisor(&spec.script_id, supervisor, continues).await;
         let seen = seen.map(|seen| seen.starting.then_some(seen.leader));
         self.wind_up(&spec, seen).await;
     }
@@ -96,6 +104,10 @@ impl Agent {
             }
             Err(error) => return Err(error),
         };
+        if let Some(restart) = self.restart_on_record(id).await? {
+            // Its tree had ended before that was on record.
+            return self.awaits_restart(id, restart).map(|()| None);
+        }
         self.table().apply(id, Event::Stop)?;
         self.queue_changed();
         let grace = spec.grace.unwrap_or(self.inner.settings.grace);
@@ -114,6 +126,7 @@ impl Agent {
         &self,
         id: &ScriptId,
         mut supervisor: Supervisor,
+        skips_to: Option<String>,
     ) -> Result<Seen, AgentError> {
         let journal = self.workspace(id).journal();
         let mut watch: Option<FileWatch> = match self.inner.watcher.watch(&journal) {
@@ -124,8 +137,8 @@ impl Agent {
                 None
             }
         };
-        let mut seen =
-            Seen { scanner: EventScanner::open(&journal), starting: false, leader: None };
+        let scanner = EventScanner::open(&journal);
+        let mut seen = Seen { scanner, skips_to, starting: false, leader: None };
         loop {
             seen = self.read_reports(id, seen).await?;
             let noticed = tokio::select! {
@@ -161,6 +174,10 @@ impl Agent {
         }
         for (time, payload) in reports {
             match serde_json::from_slice(&payload) {
+                Ok(Report::Launched { token }) if seen.skips_to.as_ref() == Some(&token) => {
+                    seen.skips_to = None;
+                }
+                Ok(_) if seen.skips_to.is_some() => {}
                 Ok(report) => self.hear(id, report, time, &mut seen).await?,
                 Err(error) => warn!(%error, "report is not understood"),
             }
@@ -191,7 +208,8 @@ impl Agent {
                     living.changed.send_replace(());
                 }
             }
-            Report::Starting => seen.starting = true,
+            Report::Launched { token: _ } => {}
+            Report::Starting { boot_id: _ } => seen.starting = true,
             Report::Started { leader } => {
                 seen.leader = leader;
                 self.ends_are_told(id).await;
@@ -225,6 +243,10 @@ impl Agent {
                 }
                 // Nobody's place is another one.
                 return Ok(());
+            }
+            Report::AwaitsRestart { restart } => {
+                self.awaits_restart(id, restart)?;
+                self.remember(id, None).await;
             }
         }
         self.queue_changed();
@@ -306,7 +328,8 @@ impl Agent {
                 return Ok(None);
             };
             if let Some(reason) = living.stop.clone() {
-                return Ok(Some(OutcomeKind::Cancelled { while_queued: true, reason }));
+                let while_queued = living.restart.is_none();
+                return Ok(Some(OutcomeKind::Cancelled { while_queued, reason }));
             }
             living.blocked.clear();
             let asked = living.asked_back;

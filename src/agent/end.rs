@@ -64,7 +64,9 @@ impl Agent {
         match asked {
             Some(Asked::Left(reason)) => {
                 info!(reason, "cancelled before it ran");
-                let kind = OutcomeKind::Cancelled { while_queued: true, reason };
+                let restart = self.table().get(id).map(|living| living.restart.is_some());
+                let while_queued = restart != Some(true);
+                let kind = OutcomeKind::Cancelled { while_queued, reason };
                 self.finish_queued(id, kind).await?;
             }
             Some(Asked::Leaving) => self.is_over(id).await,
@@ -194,7 +196,9 @@ impl Agent {
                 let mut table = agent.table();
                 let queued = table
                     .get(&id)
-                    .is_some_and(|living| living.phase == Phase::Queued && living.stop.is_none());
+                    .filter(|living| living.phase == Phase::Queued && living.stop.is_none())
+                    // One that ran does not wait for its first turn.
+                    .is_some_and(|living| living.restart.is_none());
                 // Whoever takes it out of the queue records its end.
                 queued && table.queue.remove(&id)
             };

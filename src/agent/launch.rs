@@ -13,7 +13,7 @@ use super::supervisor::Supervisor;
 use super::{Agent, AgentError};
 use crate::crash;
 use crate::journal;
-use crate::script::{Isolation, ScriptId, variable};
+use crate::script::{Isolation, Restart, ScriptId, variable};
 use crate::spec::{Spec, What};
 use crate::supervisor::job::Job;
 use crate::workspace::Workspace;
@@ -45,18 +45,18 @@ impl Agent {
     async fn launch(&self, spec: Arc<Spec>) {
         let id = &spec.script_id;
         match self.assign(&spec).await {
-            Ok(supervisor) => {
-                let attendant = self.clone().attend(Arc::clone(&spec), supervisor);
+            Ok((supervisor, continues)) => {
+                let attendant = self.clone().attend(Arc::clone(&spec), supervisor, continues);
                 self.spawn(attendant.instrument(tracing::Span::current()));
                 // Who cancelled or drained meanwhile found no supervisor to tell.
-                let (stop, drains) = {
+                let (stop, starts_nothing) = {
                     let table = self.table();
                     let stop = table.get(id).and_then(|living| living.stop.clone());
-                    (stop, table.drain.is_some())
+                    (stop, table.starts_nothing())
                 };
                 if let Some(reason) = stop {
                     self.tell_supervisor_to_stop(id, reason).await;
-                } else if drains {
+                } else if starts_nothing {
                     self.step_back(id);
                 }
             }
@@ -84,25 +84,30 @@ impl Agent {
         }
     }
 
-    async fn assign(&self, spec: &Arc<Spec>) -> Result<Supervisor, AgentError> {
+    /// Also says the token of a job that goes on with the journal of earlier ones.
+    async fn assign(&self, spec: &Arc<Spec>) -> Result<(Supervisor, Option<String>), AgentError> {
         let workspace = self.workspace(&spec.script_id);
         let no_supervisor = AgentError::Supervisor;
         let ready = self.inner.supervisors.ready().map_err(no_supervisor)?;
         let job = self.job(spec, &workspace, ready.pid());
         let token = job.token.clone();
         crash::point("before supervisor");
+        let continues = job.restart.is_some().then(|| token.clone());
         let path = workspace.path().to_owned();
         let made = {
             let spec = Arc::clone(spec);
             super::blocking(move || {
-                workspace.create(&spec)?;
+                // One that ran before goes on where it stood.
+                if job.restart.is_none() {
+                    workspace.create(&spec)?;
+                }
                 workspace.write_job(&job)
             })
         };
         made.await??;
         let assigned = self.inner.supervisors.assign(&spec.script_id, ready, path, token).await;
         crash::point("after supervisor");
-        assigned.map_err(no_supervisor)
+        assigned.map(|supervisor| (supervisor, continues)).map_err(no_supervisor)
     }
 
     fn job(&self, spec: &Spec, workspace: &Workspace, supervisor: u32) -> Job {
@@ -119,17 +124,21 @@ impl Agent {
         let waited = living.map(|living| Timestamp::now() - living.queued_at);
         let waited = waited.and_then(|span| Duration::try_from(span).ok());
         let left = |limit: Duration| limit.saturating_sub(waited.unwrap_or_default());
+        let restart = living.and_then(|living| living.restart.clone());
+        // It limits the wait for the first run only.
+        let queue_time_limit = spec.queue_time_limit.filter(|_| restart.is_none());
+        let attempt = restart.as_ref().map_or(1, Restart::next_attempt);
         Job {
             script_id: spec.script_id.clone(),
             token: uuid::Uuid::now_v7().to_string(),
             supervisor,
             command,
-            environment: self.environment(spec, workspace),
+            environment: self.environment(spec, workspace, attempt),
             directory: spec.working_directory.clone().unwrap_or_else(|| workspace.work()),
             mutexes: settings.mutexes.clone(),
             claims: spec.claims(),
             claimant,
-            queue_time: spec.queue_time_limit.map(|limit| (left(limit), limit)),
+            queue_time: queue_time_limit.map(|limit| (left(limit), limit)),
             run_time_limit: spec.run_time_limit,
             grace: spec.grace.unwrap_or(settings.grace),
             output: journal::Limits {
@@ -141,11 +150,19 @@ impl Agent {
             stragglers: spec.stragglers,
             boot_id: super::recover::boot_id(),
             service_messages: spec.service_messages,
+            may_resume: !settings.tied,
+            reboot_exit_code: spec.reboot_exit_code,
+            restart,
         }
     }
 
     /// The script's whole environment: a few variables of the agent's, the request's, baton's own.
-    fn environment(&self, spec: &Spec, workspace: &Workspace) -> BTreeMap<String, String> {
+    fn environment(
+        &self,
+        spec: &Spec,
+        workspace: &Workspace,
+        attempt: u32,
+    ) -> BTreeMap<String, String> {
         let settings = &self.inner.settings;
         let mut environment: BTreeMap<String, String> = ["PATH", "HOME", "LANG", "TZ", "USER"]
             .into_iter()
@@ -168,6 +185,7 @@ impl Agent {
             ("BATON_OUTPUT", workspace.output().display().to_string()),
             ("BATON_PROGRESS", workspace.progress().display().to_string()),
             ("BATON_ARTIFACTS", workspace.artifacts().display().to_string()),
+            ("BATON_ATTEMPT", attempt.to_string()),
         ];
         environment.extend(own.map(|(name, value)| (name.to_owned(), value)));
         for (key, value) in &spec.labels {

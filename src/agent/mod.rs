@@ -22,6 +22,7 @@ mod list;
 mod lock;
 mod orphans;
 pub mod queue;
+mod reboot;
 mod recover;
 mod retention;
 mod scripts;
@@ -72,6 +73,8 @@ pub struct Settings {
     pub grace: Duration,
     /// The folders that are open to clients.
     pub files: Files,
+    /// What restarts the machine when a script asks for it: a program and its arguments; empty: an operator.
+    pub reboot_command: Vec<String>,
     /// What is kept of scripts that are done; `None`: all.
     pub retention: Option<Retention>,
     /// Whether scripts end with the agent (an embedded one) or outlive it.
@@ -221,13 +224,14 @@ impl Agent {
         let store = Store::open(&settings.state.join("agent.db"))?;
         let queue = Queue::new(settings.queue_length, store.max_seq().await?);
         let transfers = Arc::new(Transfers::new(&settings.state, &settings.files));
+        let reboot = reboot::Reboot::load(&settings)?;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let watcher = FileWatcher::start(&tasks, stop.clone()).map_err(failed(&settings.state))?;
         let agent = Self {
             inner: Arc::new(Inner {
                 supervisors: supervisor::Supervisors::new(&settings),
                 settings,
-                table: Mutex::new(Table::new(queue)),
+                table: Mutex::new(Table::new(queue, reboot)),
                 store,
                 changed: watch::Sender::new(()),
                 launch: Notify::new(),
@@ -257,6 +261,9 @@ impl Agent {
             agent.step_back_all();
         }
         agent.spawn(agent.clone().run_launcher());
+        if !agent.inner.settings.reboot_command.is_empty() {
+            agent.spawn(agent.clone().run_rebooter());
+        }
         if let Some(limits) = agent.inner.settings.retention.clone() {
             agent.spawn(agent.clone().run_housekeeper(limits));
         }

@@ -4,6 +4,7 @@
 //! ```text
 //! supervisor lives ──────────────────────────► follow it
 //! outcome.json ──────────────────────────────► done
+//! resume.json of its last start ─────────────► queued, in its old place, to be run again after a restart
 //! journal or store say that it was started ──► what is left of it is ended, then lost
 //! nothing of that ───────────────────────────► queued, in its old place
 //! ```
@@ -20,17 +21,24 @@ use super::attend::Ran;
 use super::{Agent, AgentError};
 use crate::journal::EventScanner;
 use crate::mutex::os;
-use crate::script::{Event, OutcomeKind};
+use crate::script::{Event, OutcomeKind, Restart};
 use crate::store::Record;
 use crate::supervisor::job::{Job, Report};
 use crate::workspace::{Workspace, WorkspaceError};
 
 /// What the workspace of a script says.
 enum Found {
-    /// Its supervisor works.
-    Supervised(OwnedFd),
+    /// Its supervisor works; the token of a job that goes on with the journal of earlier ones.
+    Supervised(OwnedFd, Option<String>),
     /// Nobody works on it.
     Alone(Alone),
+}
+
+/// What a workspace says.
+struct Looked {
+    found: Found,
+    /// Its last wish for a restart of the machine.
+    restart: Option<Restart>,
 }
 
 /// A workspace on which nobody works.
@@ -75,10 +83,15 @@ impl Agent {
                 living.stop.clone_from(&record.stop_reason);
             }
         }
-        self.limit_queue_time(&spec, record.queued_at);
         let workspace = self.workspace(id);
-        match super::blocking(move || look(&workspace)).await?? {
-            Found::Supervised(descriptor) => {
+        let Looked { found, restart } = super::blocking(move || look(&workspace)).await??;
+        let wished_at = restart.as_ref().map(|restart| restart.since);
+        if let Some(living) = self.table().get_mut(id) {
+            living.restart = restart;
+            living.started_at = record.started_at.filter(|_| wished_at.is_some());
+        }
+        match found {
+            Found::Supervised(descriptor, continues) => {
                 info!("its supervisor lives");
                 let path = self.workspace(id).supervisor();
                 let failed = |source| AgentError::State { path, source };
@@ -93,7 +106,9 @@ impl Agent {
                     // The agent may have been killed before it told the supervisor.
                     self.inner.supervisors.stop(id);
                 }
-                self.spawn(self.clone().attend(spec, supervisor).instrument(Span::current()));
+                self.limit_queue_time(&spec, record.queued_at);
+                let attend = self.clone().attend(spec, supervisor, continues);
+                self.spawn(attend.instrument(Span::current()));
                 Ok(())
             }
             Found::Alone(Alone { output_bytes, rebooted, ran }) => {
@@ -101,8 +116,12 @@ impl Agent {
                     living.output_bytes = output_bytes;
                 }
                 // The store may know of a start that the journal lost in a power failure.
-                match ran.or(record.started_at.map(|_| None)) {
-                    None => self.conclude(id, None).await,
+                let stored = record.started_at.filter(|at| wished_at.is_none_or(|wish| *at > wish));
+                match ran.or(stored.map(|_| None)) {
+                    None => {
+                        self.limit_queue_time(&spec, record.queued_at);
+                        self.conclude(id, None).await
+                    }
                     Some(_) if rebooted => {
                         let reason = "the machine was restarted".to_owned();
                         self.conclude(id, Some(OutcomeKind::Lost { reason }.into())).await
@@ -125,28 +144,38 @@ impl Agent {
     }
 }
 
-fn look(workspace: &Workspace) -> Result<Found, AgentError> {
+fn look(workspace: &Workspace) -> Result<Looked, AgentError> {
     // Read first: it is voided when nobody works on it. One that is damaged, by a power failure say,
     // is none: the request is in the store.
     let job: Option<Job> = match workspace.read_json(&workspace.job()) {
         Err(WorkspaceError::Damaged { .. }) => None,
         other => other?,
     };
-    if let Some(descriptor) = living_supervisor(workspace, job.as_ref())? {
-        return Ok(Found::Supervised(descriptor));
+    let descriptor = living_supervisor(workspace, job.as_ref())?;
+    // After that: a supervisor may have written it meanwhile.
+    let restart: Option<Restart> = workspace.read_json(&workspace.resume())?;
+    if let Some(descriptor) = descriptor {
+        let continues = job.filter(|job| job.restart.is_some()).map(|job| job.token);
+        return Ok(Looked { found: Found::Supervised(descriptor, continues), restart });
     }
     let mut scanner = EventScanner::open(&workspace.journal());
-    let mut ran = None;
+    let (mut ran, mut started_in) = (None, None);
     // A damaged tail is the end of what is known.
     while let Ok(Some((_, payload))) = scanner.next_event() {
         match serde_json::from_slice(&payload) {
-            Ok(Report::Starting) => ran = Some(None),
+            Ok(Report::Starting { boot_id }) => (ran, started_in) = (Some(None), Some(boot_id)),
             Ok(Report::Started { leader }) => ran = Some(leader),
             _ => {}
         }
     }
-    let rebooted = job.is_some_and(|job| job.boot_id != boot_id());
-    Ok(Found::Alone(Alone { output_bytes: scanner.output_len(), rebooted, ran }))
+    // One run of the machine has one attempt.
+    if restart.as_ref().is_some_and(|restart| started_in.as_ref() == Some(&restart.boot_id)) {
+        ran = None;
+    }
+    let launched_in = job.map(|job| job.boot_id).or(started_in.filter(|boot| !boot.is_empty()));
+    let rebooted = launched_in.is_some_and(|launched_in| launched_in != boot_id());
+    let alone = Alone { output_bytes: scanner.output_len(), rebooted, ran };
+    Ok(Looked { found: Found::Alone(alone), restart })
 }
 
 /// The job's supervisor, if it lives: it keeps its file in the workspace locked. When there is none,

@@ -10,14 +10,18 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::queue::{LineBefore, Queue, QueueFull};
+use super::reboot::Reboot;
 use crate::mutex::{Blocked, Claimant, Mode, MutexName, Party};
-use crate::script::{Drain, Event, IllegalTransition, Phase, ScriptId, Straggler};
+use crate::script::{Drain, Event, IllegalTransition, Phase, Restart, ScriptId, Straggler};
 use crate::snapshot::{Snapshot, Wait};
 use crate::spec::Spec;
 use crate::values::Progress;
 
 /// How many of those who wait before a script are named.
 const MAX_NAMED: usize = 16;
+
+/// What others are told of a script that keeps its place.
+const AWAITS_RESTART: &str = "waits for the machine to be restarted";
 
 /// A script that is not done.
 #[derive(Debug)]
@@ -49,6 +53,8 @@ pub(super) struct Living {
     pub(super) launches: u32,
     /// How often a supervisor died before it started the script.
     pub(super) false_starts: u32,
+    /// That it asked for a restart of the machine: its last wish.
+    pub(super) restart: Option<Restart>,
     /// Whether its supervisor was asked to step back: then its end is no false start.
     pub(super) asked_back: bool,
     /// Rings on each change of this script, its output included.
@@ -81,12 +87,14 @@ pub(super) struct Table {
     pub(super) queue: Queue,
     /// While the agent drains, nothing new comes in and nothing is launched.
     pub(super) drain: Option<Drain>,
+    /// The restart of the machine, as far as it is known to the agent.
+    pub(super) reboot: Reboot,
     living: HashMap<ScriptId, Living>,
 }
 
 impl Table {
-    pub(super) fn new(queue: Queue) -> Self {
-        Self { queue, drain: None, living: HashMap::new() }
+    pub(super) fn new(queue: Queue, reboot: Reboot) -> Self {
+        Self { queue, drain: None, reboot, living: HashMap::new() }
     }
 
     /// Gives a new script its place; returns the number of its arrival.
@@ -118,6 +126,7 @@ impl Table {
             stop: None,
             launches: 0,
             false_starts: 0,
+            restart: None,
             asked_back: false,
             changed: watch::Sender::new(()),
             summary: spec.summary(),
@@ -161,7 +170,7 @@ impl Table {
 
     /// The next script to launch; it counts as launched.
     pub(super) fn launch_next(&mut self) -> Option<Arc<Spec>> {
-        if self.drain.is_some() {
+        if self.starts_nothing() {
             return None;
         }
         let id = self.queue.launch_next()?;
@@ -189,13 +198,19 @@ impl Table {
 
     /// The script's supervisor is asked to step back, if it may not have started it yet.
     pub(super) fn step_back(&mut self, id: &ScriptId) -> bool {
+        let awaits = self.awaited(id).is_some();
         let living = self.living.get_mut(id).filter(|living| living.phase == Phase::Waiting);
-        let Some(living) = living else {
+        let Some(living) = living.filter(|_| !awaits) else {
             return false;
         };
         living.asked_back = true;
         self.queue.step_back(id);
         true
+    }
+
+    /// All of them, in no order.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Living> {
+        self.living.values()
     }
 
     /// All scripts, in no order.
@@ -211,6 +226,8 @@ impl Table {
         let mut counts = Counts::default();
         for living in self.living.values() {
             match living.phase {
+                // Nothing of it runs: an agent that drains is at rest.
+                Phase::Waiting if self.reboot.is_awaited(living) => counts.queued += 1,
                 Phase::Queued => counts.queued += 1,
                 Phase::Waiting => counts.waiting += 1,
                 Phase::Running | Phase::Stopping => counts.running += 1,
@@ -243,6 +260,11 @@ impl Table {
     pub(super) fn snapshot(&self, id: &ScriptId) -> Option<Snapshot> {
         let living = self.living.get(id).filter(|living| living.accepted)?;
         let waits = match living.phase {
+            Phase::Queued | Phase::Waiting if self.awaited(id).is_some() => {
+                let wait = self.outsiders(&living.spec.mutex, &[], living);
+                let restart = self.reboot.shown(living, living);
+                vec![Wait { holders: Vec::new(), holder_count: 0, restart, ..wait }]
+            }
             Phase::Queued => self.waits_in_queue(id, living),
             Phase::Waiting => self.waits(id, living),
             Phase::Running | Phase::Stopping | Phase::Done(_) => Vec::new(),
@@ -277,6 +299,11 @@ impl Table {
                 wait.drain = Some(drain.clone());
             }
         }
+        let asker = self.asker().filter(|asker| waits.is_empty() && self.reboot.is_due(asker));
+        if let Some(asker) = asker {
+            let restart = self.reboot.shown(asker, living);
+            waits.push(Wait { restart, ..self.outsiders(&living.spec.mutex, &[], living) });
+        }
         waits
     }
 
@@ -294,8 +321,15 @@ impl Table {
                 let Some(other) = self.living.get(other) else {
                     continue;
                 };
-                let party = || Party { who: other.claimant(), exclusive: mode.is_exclusive() };
-                let (list, count) = if other.holds(mutex) {
+                // It keeps its place, unless its supervisor was killed and stands in the line again.
+                let awaits = self.reboot.is_awaited(other);
+                let keeps = awaits && other.phase == Phase::Waiting && other.blocked.is_empty();
+                let party = || {
+                    let reason = if awaits { AWAITS_RESTART } else { "" }.to_owned();
+                    let who = Claimant { reason, ..other.claimant() };
+                    Party { who, exclusive: mode.is_exclusive() }
+                };
+                let (list, count) = if keeps || other.holds(mutex) {
                     (&mut wait.holders, &mut wait.holder_count)
                 } else {
                     (&mut wait.ahead, &mut wait.ahead_count)
@@ -334,6 +368,7 @@ impl Table {
             ahead,
             foreign: report.is_some_and(|blocked| blocked.foreign),
             drain: None,
+            restart: None,
         }
     }
 }

@@ -277,6 +277,7 @@ fn settings(folders: &Directories, config: &Config) -> Result<Settings, Failure>
         min_free_bytes: config.min_free_bytes,
         grace: config.grace,
         files: config.files.clone(),
+        reboot_command: config.reboot_command.clone(),
         retention: Some(config.retention.clone()),
         tied: false,
     })

@@ -18,6 +18,7 @@ mod mutex;
 mod pull;
 mod push;
 mod reach;
+mod reboot;
 mod remote;
 mod run;
 mod screen;
@@ -116,6 +117,7 @@ enum Command {
     Push(push::PushArgs),
     Pull(pull::PullArgs),
     Forget(forget::ForgetArgs),
+    RebootAndResume(reboot::RebootArgs),
     Mutex(mutex::MutexArgs),
     Flock(flock::FlockArgs),
     Output(values::OutputArgs),
@@ -202,6 +204,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     if let Command::Progress(args) = &cli.command {
         return values::progress(args);
     }
+    if let Command::RebootAndResume(args) = cli.command {
+        return reboot::reboot_and_resume(args);
+    }
     let folders = Directories::resolve(set)?;
     match cli.command {
         Command::Run(args) => asynchronous(run::run(*args, folders)),
@@ -217,6 +222,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Pull(args) => asynchronous(pull::pull(args, folders)),
         Command::Forget(args) => asynchronous(forget::forget(args, folders)),
         Command::Demo(args) => asynchronous(demo::demo(args, folders)),
+        Command::RebootAndResume(args) => reboot::reboot_and_resume(args),
         Command::Mutex(args) => mutex::mutex(args, &folders.mutex),
         Command::Flock(args) => {
             let mutex = Some(folders.mutex);

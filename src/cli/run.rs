@@ -1,7 +1,7 @@
 //! `baton run`: runs a script and shows it to its end.
 
 use std::io::Read as _;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU8, NonZeroU32};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -104,6 +104,9 @@ pub(super) struct RunArgs {
     /// What becomes of processes that are left when the script ends
     #[arg(long, value_name = "WHAT", value_enum, default_value = "end")]
     stragglers: Stragglers,
+    /// The exit code by which the script asks for a restart of the machine, to be run again after it
+    #[arg(long, value_name = "CODE")]
+    reboot_exit_code: Option<NonZeroU8>,
     /// Add a variable to the script's environment
     #[arg(long, short, value_name = "KEY=VALUE", value_parser = key_value)]
     env: Vec<(String, String)>,
@@ -147,9 +150,17 @@ pub(super) async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode,
     if args.reach.is_here() {
         refuse_to_wait_for_oneself(&spec, &folders)?;
     }
-    let (client, embedded) = args.reach.client_or_embedded(&folders).await?;
+    let (client, mut embedded) = args.reach.client_or_embedded(&folders).await?;
     let id = spec.script_id.clone();
     let goes_on = embedded.is_none();
+    let cant_resume = spec.reboot_exit_code.is_some();
+    if let Some(embedded) = embedded.take_if(|_| cant_resume) {
+        embedded.close().await;
+        return Err(Failure::usage(
+            "--reboot-exit-code needs an agent: nothing runs the script again",
+        )
+        .hint("start one with `baton agent run`"));
+    }
     mind_signals(client.clone(), id.clone(), goes_on)?;
     let result = follow(client.run(spec), Screen::new(args.json)).await;
     // Before the end of an agent that is part of this command: they go with it.
@@ -309,6 +320,7 @@ impl RunArgs {
             max_output_bytes: self.max_output,
             stragglers: self.stragglers.into(),
             service_messages: !self.no_service_messages,
+            reboot_exit_code: self.reboot_exit_code,
         };
         spec.check()?;
         Ok(spec)

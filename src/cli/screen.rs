@@ -117,7 +117,10 @@ impl Screen {
     fn show_waits(&mut self, script: &Snapshot) {
         let waits = script.waits.iter();
         let told: Vec<_> = waits
-            .map(|wait| format!("waiting, position {}: {}", wait.position, wait.reason()))
+            .map(|wait| match &wait.restart {
+                Some(_) => format!("waiting: {}", wait.reason()),
+                None => format!("waiting, position {}: {}", wait.position, wait.reason()),
+            })
             .collect();
         let told = told.join("; ");
         if told == self.told {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::mutex::Party;
 use crate::script::{Isolation, Labels, Outcome, OutcomeKind, Phase, Straggler};
-use crate::snapshot::{Snapshot, Wait};
+use crate::snapshot::{AwaitedRestart, Snapshot, Wait};
 use crate::text::shorten;
 use crate::values::{Place, Remark, Values};
 
@@ -126,7 +126,17 @@ fn wait_json(wait: &Wait) -> Value {
         "ahead_count": wait.ahead_count,
         "foreign": wait.foreign,
         "draining": wait.drain.as_ref().map(super::drain::drain_json),
+        "restart": wait.restart.as_ref().map(restart_json),
         "reason": wait.reason(),
+    })
+}
+
+fn restart_json(restart: &AwaitedRestart) -> Value {
+    json!({
+        "since": restart.since,
+        "reason": restart.reason,
+        "attempt": restart.attempt,
+        "problem": restart.problem,
     })
 }
 
@@ -196,6 +206,7 @@ pub(super) fn state(script: &Snapshot) -> String {
             OutcomeKind::Lost { .. } => "lost".to_owned(),
         },
         Phase::Queued | Phase::Waiting => match script.waits.first() {
+            Some(Wait { restart: Some(_), .. }) => "awaits restart".to_owned(),
             Some(wait) => format!("waiting #{}", wait.position),
             None => "starting".to_owned(),
         },

@@ -70,6 +70,8 @@ impl Embedded {
             min_free_bytes: config.min_free_bytes,
             grace: config.grace,
             files: config.files.clone(),
+            // No script of it is there after a restart.
+            reboot_command: Vec::new(),
             // Its state goes with the command.
             retention: None,
             tied: true,

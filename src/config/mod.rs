@@ -32,6 +32,8 @@ const DEFAULT_MIN_FREE_BYTES: u64 = 64 * 1024 * 1024;
 /// The time between asking a script to stop and forcing it.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 
+/// The most words of a command: whoever needs more writes a script.
+const MAX_COMMAND_WORDS: usize = 64;
 /// The longest grace: 1 day.
 pub const MAX_GRACE: Duration = Duration::from_hours(24);
 
@@ -55,6 +57,8 @@ pub struct Config {
     pub grace: Duration,
     /// The folders that are open to clients.
     pub files: files::Files,
+    /// What restarts the machine when a script asks for it: a program and its arguments; empty: nothing does.
+    pub reboot_command: Vec<String>,
     /// What is kept of scripts that are done.
     pub retention: Retention,
 }
@@ -116,6 +120,8 @@ struct ConfigFile {
     min_free_bytes: Option<i64>,
     grace: Option<String>,
     #[serde(default)]
+    reboot_command: Vec<String>,
+    #[serde(default)]
     files: files::FilesTable,
     retention: Option<RetentionTable>,
 }
@@ -170,6 +176,7 @@ impl Config {
             min_free_bytes: bytes("min_free_bytes", file.min_free_bytes, DEFAULT_MIN_FREE_BYTES)?,
             grace,
             files: file.files.resolve()?,
+            reboot_command: check_command(file.reboot_command)?,
             retention: Retention::resolve(file.retention.unwrap_or_default())?,
         })
     }
@@ -179,6 +186,17 @@ fn bytes(key: &'static str, number: Option<i64>, default: u64) -> Result<u64, Co
     number.map_or(Ok(default), |number| {
         u64::try_from(number).map_err(|_| wrong(key, &number, &"must not be negative"))
     })
+}
+
+fn check_command(words: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    let problem = match words.first() {
+        None => return Ok(words),
+        Some(program) if program.is_empty() => "names no program",
+        Some(_) if words.len() > MAX_COMMAND_WORDS => "has more than 64 words",
+        Some(_) if words.iter().any(|word| word.contains('\0')) => "has a NUL",
+        Some(_) => return Ok(words),
+    };
+    Err(wrong("reboot_command", &format!("{words:?}"), &problem))
 }
 
 fn wrong(key: &'static str, value: &dyn ToString, problem: &dyn ToString) -> ConfigError {
@@ -258,6 +276,7 @@ mod tests {
             ("grace = \"soon\"", "grace"),
             ("grace = \"2d\"", "grace"),
             ("name = \" \"", "name"),
+            ("reboot_command = [\"\"]", "reboot_command"),
             ("[files]\nmin_free_bytes = -1", "files.min_free_bytes"),
             ("[files]\nmax_file_bytes = -1", "files.max_file_bytes"),
             ("[files]\nmax_transfers = 0", "files.max_transfers"),

@@ -1,6 +1,7 @@
 //! What passes between the agent and a supervisor, as JSON in the workspace and the journal.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU8;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::journal;
 use crate::mutex::{Blocked, Claim, Claimant};
 use crate::process::ProcessId;
-use crate::script::{DropCause, Outcome, ScriptId, Straggler, StragglerPolicy};
+use crate::script::{DropCause, Outcome, Restart, ScriptId, Straggler, StragglerPolicy};
 use crate::values::Progress;
 
 /// The one line that a supervisor reads from its standard input.
@@ -60,6 +61,36 @@ pub struct Job {
     /// Whether service messages in its output are understood.
     #[serde(default)]
     pub service_messages: bool,
+    /// Whether the script may ask for a restart of the machine: its agent and its workspace are there after it.
+    #[serde(default)]
+    pub may_resume: bool,
+    /// The exit code by which it asks.
+    #[serde(default)]
+    pub reboot_exit_code: Option<NonZeroU8>,
+    /// That its last attempt asked.
+    #[serde(default)]
+    pub restart: Option<Restart>,
+}
+
+impl Job {
+    /// Which attempt runs, or is to run when the machine was restarted; from 1.
+    pub fn attempt(&self) -> u32 {
+        self.restart.as_ref().map_or(1, Restart::next_attempt)
+    }
+
+    /// The restart of the machine that has not happened yet: until then the script only keeps its place.
+    pub fn awaited(&self) -> Option<&Restart> {
+        self.restart.as_ref().filter(|restart| restart.boot_id == self.boot_id)
+    }
+}
+
+/// A script's wish for a restart of the machine, in `reboot.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reboot {
+    /// Which attempt wished so: the wish of an earlier one is fulfilled.
+    pub attempt: u32,
+    /// For people; may be empty.
+    pub reason: String,
 }
 
 /// Why a script is to stop, in `cancel.json`.
@@ -76,6 +107,11 @@ pub struct Cancel {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "report", rename_all = "snake_case")]
 pub enum Report {
+    /// It goes on with the journal of an earlier launch: what comes before is not its own.
+    Launched {
+        /// That of its job.
+        token: String,
+    },
     /// It has its places in all lines. From now on the order is settled.
     Joined,
     /// It waits, for these.
@@ -84,7 +120,11 @@ pub enum Report {
         blocked: Vec<Blocked>,
     },
     /// It holds all mutexes and is about to start the script: from now on it may have run.
-    Starting,
+    Starting {
+        /// The run of the machine; empty when an older baton wrote it.
+        #[serde(default)]
+        boot_id: String,
+    },
     /// The script runs.
     Started {
         /// Its process, which leads its process group; `None` when it has ended already.
@@ -92,6 +132,12 @@ pub enum Report {
     },
     /// The script was asked to stop.
     Stopping,
+    /// The script has ended so that it is run again after a restart of the machine. Its place in the lines
+    /// is kept until then.
+    AwaitsRestart {
+        /// As in `resume.json`.
+        restart: Restart,
+    },
     /// Processes of it were killed and are still there: nothing can end them. The mutexes stay held.
     Stuck {
         /// Which.

@@ -11,10 +11,12 @@
 //!    ended, and the outcome is on disk.
 //! 3. Exactly one supervisor works on a workspace: it keeps `supervisor` locked, and its token must
 //!    be the job's.
-//! 4. No runtime, no command line, no logging before the script starts.
+//! 4. One that asks for a restart of the machine is not over: its place in the lines is kept until then.
+//! 5. No runtime, no command line, no logging before the script starts.
 
 mod course;
 pub mod job;
+mod restart;
 mod returns;
 mod run;
 mod tree;
@@ -39,6 +41,7 @@ use crate::script::{Fate, Outcome, OutcomeKind, StartProblem};
 use crate::text::chain;
 use crate::workspace::{Workspace, WorkspaceError};
 use job::{Assignment, Cancel, Ending, Job, Report};
+use restart::Asked;
 
 /// Why a supervisor could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -105,9 +108,22 @@ fn supervise(assignment: Assignment) -> Result<(), SuperviseError> {
         .map_err(io::Error::from)?;
     let signals = Signals::register(assignment.tied)?;
     workspace.reserve();
-    let journal = Writer::create(&workspace.journal(), job.output)?;
+    let journal = open_journal(&workspace, &job)?;
     let is_drop_told = false;
     Supervision { workspace, job, signals, journal, is_drop_told }.carry_out()
+}
+
+/// The script's journal; after a restart of the machine it goes on with the one that is there.
+fn open_journal(workspace: &Workspace, job: &Job) -> Result<Writer, SuperviseError> {
+    let path = workspace.journal();
+    let Some(restart) = &job.restart else {
+        return Ok(Writer::create(&path, job.output)?);
+    };
+    let mut journal = Writer::resume(&path, job.output, restart.dropped)?;
+    let report = Report::Launched { token: job.token.clone() };
+    let text = serde_json::to_vec(&report).map_err(io::Error::from)?;
+    journal.append_event(&text, Timestamp::now())?;
+    Ok(journal)
 }
 
 /// What tells a supervisor to stop or to step back, and that a process has ended.
@@ -161,6 +177,14 @@ impl Signals {
     }
 }
 
+/// That a script is to stop.
+enum Stop {
+    /// For this reason.
+    Said(String),
+    /// Nobody said why.
+    Unsaid,
+}
+
 /// One script's supervision: what all its stages need.
 struct Supervision {
     workspace: Workspace,
@@ -184,9 +208,17 @@ impl Supervision {
                 return self.record(kind.into(), None);
             }
         };
+        if let Some(restart) = self.job.awaited().cloned() {
+            let kept = self.keep_place(restart, None);
+            hold.release()?;
+            return kept;
+        }
         let (outcome, started_at) = self.run(&mut hold);
         self.mark_abandoned(&outcome);
-        let recorded = self.record(outcome, started_at);
+        let recorded = match self.asked_restart(outcome) {
+            Asked::Nothing(outcome) => self.record(outcome, started_at),
+            Asked::Restart(restart) => self.await_restart(restart, started_at),
+        };
         // Rule 2.
         hold.release()?;
         recorded
@@ -251,13 +283,21 @@ impl Supervision {
         self.workspace.read_json(&self.workspace.cancel()).ok().flatten()
     }
 
+    /// Whether the script is to stop.
+    fn stop(&self) -> Option<Stop> {
+        if Signals::take(&self.signals.stop) {
+            return Some(self.cancel().map_or(Stop::Unsaid, |cancel| Stop::Said(cancel.reason)));
+        }
+        let gone = || Stop::Said("the command that ran it is gone".to_owned());
+        self.signals.owner_is_gone().then(gone)
+    }
+
     /// Why the script is to stop, if it is.
     fn stop_reason(&self) -> Option<String> {
-        if Signals::take(&self.signals.stop) {
-            let unsaid = || "its supervisor was told to stop".to_owned();
-            return Some(self.cancel().map_or_else(unsaid, |cancel| cancel.reason));
-        }
-        self.signals.owner_is_gone().then(|| "the command that ran it is gone".to_owned())
+        self.stop().map(|stop| match stop {
+            Stop::Said(reason) => reason,
+            Stop::Unsaid => "its supervisor was told to stop".to_owned(),
+        })
     }
 
     /// Sleeps until one of `more`, a signal, the owner's end, or the deadline.

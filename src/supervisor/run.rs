@@ -46,7 +46,8 @@ impl Supervision {
         let failed = |error: &dyn std::error::Error| StartError::Agent(chain(error));
         hold.make_inheritable().map_err(|e| failed(&e))?;
         crash::point("before start");
-        self.report(&Report::Starting).map_err(|e| failed(&e))?;
+        let boot_id = self.job.boot_id.clone();
+        self.report(&Report::Starting { boot_id }).map_err(|e| failed(&e))?;
         // On disk before the script is started: after a power failure nobody runs it again.
         self.journal.sync().map_err(|e| failed(&e))?;
         self.workspace.sync().map_err(|e| failed(&e))?;

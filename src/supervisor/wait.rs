@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Instant;
 
 use super::job::Report;
-use super::{Signals, SuperviseError, Supervision};
+use super::{Signals, Stop, SuperviseError, Supervision};
 use crate::mutex::{Advance, Claimant, Hold};
 use crate::script::OutcomeKind;
 
@@ -59,8 +59,14 @@ impl Supervision {
         if Signals::take(&self.signals.step_back) {
             return Some(Waited::SteppedBack);
         }
-        if let Some(reason) = self.stop_reason() {
-            return Some(Waited::Over(OutcomeKind::Cancelled { while_queued: true, reason }));
+        match self.stop() {
+            // The machine goes down, most likely: the script is queued as it was.
+            Some(Stop::Unsaid) => return Some(Waited::SteppedBack),
+            Some(Stop::Said(reason)) => {
+                let while_queued = self.job.restart.is_none();
+                return Some(Waited::Over(OutcomeKind::Cancelled { while_queued, reason }));
+            }
+            None => {}
         }
         let (_, limit) = self.job.queue_time?;
         let over = Instant::now() >= deadline?;

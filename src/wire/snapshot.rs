@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use super::{WireError, from_timestamp, to_timestamp, v1};
 use crate::mutex::{Claimant, Party};
 use crate::script::{Drain, Isolation, Outcome, Phase, Straggler};
-use crate::snapshot::{Snapshot, Wait};
+use crate::snapshot::{AwaitedRestart, Snapshot, Wait};
 
 impl From<Snapshot> for v1::Script {
     fn from(snapshot: Snapshot) -> Self {
@@ -82,8 +82,17 @@ impl TryFrom<v1::Script> for Snapshot {
 impl From<Wait> for v1::Wait {
     fn from(wait: Wait) -> Self {
         let reason = wait.reason();
-        let Wait { mutex, position, holders, holder_count, ahead, ahead_count, foreign, drain } =
-            wait;
+        let Wait {
+            mutex,
+            position,
+            holders,
+            holder_count,
+            ahead,
+            ahead_count,
+            foreign,
+            drain,
+            restart,
+        } = wait;
         Self {
             mutex: mutex.into(),
             position,
@@ -94,6 +103,7 @@ impl From<Wait> for v1::Wait {
             reason,
             foreign,
             draining: drain.map(v1::Draining::from),
+            restart: restart.map(v1::AwaitedRestart::from),
         }
     }
 }
@@ -111,6 +121,7 @@ impl TryFrom<v1::Wait> for Wait {
             ahead_count: message.ahead_count,
             holder_count: message.holder_count,
             drain: message.draining.map(Drain::from),
+            restart: message.restart.map(AwaitedRestart::from),
         })
     }
 }
@@ -125,6 +136,21 @@ impl From<v1::Draining> for Drain {
     fn from(v1::Draining { since, by, reason }: v1::Draining) -> Self {
         let since = since.and_then(from_timestamp).unwrap_or(Timestamp::UNIX_EPOCH);
         Self { since, by, reason }
+    }
+}
+
+impl From<AwaitedRestart> for v1::AwaitedRestart {
+    fn from(restart: AwaitedRestart) -> Self {
+        let AwaitedRestart { since, reason, attempt, problem } = restart;
+        Self { since: Some(to_timestamp(since)), reason, attempt, problem }
+    }
+}
+
+impl From<v1::AwaitedRestart> for AwaitedRestart {
+    fn from(message: v1::AwaitedRestart) -> Self {
+        let v1::AwaitedRestart { since, reason, attempt, problem } = message;
+        let since = since.and_then(from_timestamp).unwrap_or(Timestamp::UNIX_EPOCH);
+        Self { since, reason, attempt, problem }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Requests: `ScriptSpec` and [`Spec`].
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU8, NonZeroU32};
 
 use prost::Message as _;
 
@@ -48,6 +48,7 @@ impl TryFrom<v1::ScriptSpec> for Spec {
             max_output_bytes,
             stragglers,
             service_messages,
+            reboot_exit_code,
         } = message;
         let policy = v1::StragglerPolicy::try_from(stragglers)
             .map_err(|_| SpecError::new("stragglers", Problem::Invalid("is not known")))?;
@@ -79,6 +80,7 @@ impl TryFrom<v1::ScriptSpec> for Spec {
             max_output_bytes: (max_output_bytes > 0).then_some(max_output_bytes),
             stragglers: policy.into(),
             service_messages: service_messages.unwrap_or(true),
+            reboot_exit_code: parse_exit_code(reboot_exit_code)?,
         };
         spec.check()?;
         Ok(spec)
@@ -99,6 +101,12 @@ fn parse_what(what: Option<v1::script_spec::What>, interpreter: String) -> Resul
         Some(v1::script_spec::What::Program(program)) => Ok(What::Program(program)),
         None => Err(SpecError::new("body or program", Problem::Missing)),
     }
+}
+
+fn parse_exit_code(code: u32) -> Result<Option<NonZeroU8>, SpecError> {
+    let problem = Problem::Invalid("is out of range: 1 to 255");
+    let code = u8::try_from(code).map_err(|_| SpecError::new("reboot_exit_code", problem))?;
+    Ok(NonZeroU8::new(code))
 }
 
 fn parse_time(
@@ -141,6 +149,7 @@ impl From<Spec> for v1::ScriptSpec {
             },
             // The default is left out: a request reads as it did before there was the field.
             service_messages: (!spec.service_messages).then_some(false),
+            reboot_exit_code: spec.reboot_exit_code.map_or(0, |code| code.get().into()),
         }
     }
 }
@@ -224,6 +233,7 @@ mod tests {
             grace: Some(prost_types::Duration::default()),
             labels: [("project".to_owned(), "web".to_owned())].into(),
             service_messages: Some(false),
+            reboot_exit_code: 255,
             ..message()
         };
         let spec = Spec::try_from(full).unwrap();
@@ -235,6 +245,8 @@ mod tests {
         let negative = Some(prost_types::Duration { seconds: -1, nanos: 0 });
         let bad = v1::ScriptSpec { run_time_limit: negative, ..message() };
         assert_eq!(Spec::try_from(bad).unwrap_err().field, "run_time_limit");
+        let bad = v1::ScriptSpec { reboot_exit_code: 256, ..message() };
+        assert_eq!(Spec::try_from(bad).unwrap_err().field, "reboot_exit_code");
         let bad = v1::ScriptSpec { what: None, ..message() };
         assert_eq!(Spec::try_from(bad).unwrap_err().field, "body or program");
     }

@@ -116,7 +116,8 @@ impl World {
         self.await_agent(name, command).await
     }
 
-    async fn await_agent(&self, name: &str, mut command: Command) -> TestAgent {
+    /// The agent that a command brings, when it serves.
+    pub async fn await_agent(&self, name: &str, mut command: Command) -> TestAgent {
         command.stderr(Stdio::piped());
         let mut child = spawn(&mut command);
         let mut log = BufReader::new(child.stderr.take().unwrap());

@@ -151,6 +151,7 @@ pub(in crate::cli) fn wait_of(blocked: &Blocked) -> Wait {
         ahead_count: count(blocked.position.saturating_sub(1)),
         foreign: blocked.foreign,
         drain: None,
+        restart: None,
     }
 }
 
