@@ -301,9 +301,12 @@ impl Tree {
         let limit = start.checked_add(KILL_LIMIT);
         loop {
             self.grow();
-            let spares_own = start.elapsed() < KILL_LIMIT / 2;
             let is_own =
                 |process: &Process| self.own.as_ref().is_some_and(|own| own.is_same(process));
+            // Nor while there is something that nothing ends: it alone can give that up (`cancel
+            // --abandon`).
+            let spares_own = start.elapsed() < KILL_LIMIT / 2
+                || self.living().any(|(process, _)| !is_own(process));
             for (process, _) in self.living() {
                 if !(spares_own && is_own(process)) {
                     process.signal(Signal::KILL);
