@@ -28,6 +28,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode};
+use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -222,13 +223,20 @@ impl Workspace {
         self.check(&path, written)
     }
 
-    /// Takes room on the disk for the outcome, if there is some.
-    pub fn reserve(&self) {
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(self.reserved());
-        if let Ok(file) = file {
-            let flags = rustix::fs::FallocateFlags::empty();
+    /// Takes room on the disk for the outcome.
+    ///
+    /// # Errors
+    /// When there is none: a script that starts now might have an outcome that nobody hears of.
+    pub fn reserve(&self) -> Result<(), WorkspaceError> {
+        let path = self.reserved();
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create(true).truncate(false).mode(0o600);
+        let file = self.check(&path, options.open(&path))?;
+        let flags = rustix::fs::FallocateFlags::empty();
+        match rustix::fs::fallocate(&file, flags, 0, RESERVED_BYTES) {
+            Err(e @ (Errno::NOSPC | Errno::DQUOT)) => self.check(&path, Err(e.into())),
             // Not every file system can; then there is no reserve.
-            rustix::fs::fallocate(&file, flags, 0, RESERVED_BYTES).unwrap_or_default();
+            Ok(()) | Err(_) => Ok(()),
         }
     }
 
@@ -283,6 +291,25 @@ impl Workspace {
 fn make_pipe(path: &Path) -> io::Result<()> {
     let mode = Mode::RUSR | Mode::WUSR;
     Ok(rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, mode, 0)?)
+}
+
+/// Whether an error says that the machine lacks something (room on the disk, files, processes) which it may
+/// have again: what failed is tried again later.
+pub fn is_lack(error: &(dyn std::error::Error + 'static)) -> bool {
+    const LACKS: [Errno; 6] =
+        [Errno::NOSPC, Errno::DQUOT, Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM];
+    let mut source = Some(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            let code = error.raw_os_error();
+            let is_one = LACKS.iter().any(|lack| Some(lack.raw_os_error()) == code);
+            if is_one || error.kind() == io::ErrorKind::StorageFull {
+                return true;
+            }
+        }
+        source = error.source();
+    }
+    false
 }
 
 /// Not durable: the request in the store is, and a lost workspace is made again from it.

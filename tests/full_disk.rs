@@ -5,8 +5,11 @@
 
 mod support;
 
+use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use baton::journal::EventScanner;
 use baton::script::OutcomeKind;
@@ -29,6 +32,39 @@ impl Small {
 impl Drop for Small {
     fn drop(&mut self) {
         drop(Command::new("umount").arg("--lazy").arg(&self.0).status());
+    }
+}
+
+/// How long a script is watched that must not end; three tries to launch it take three seconds.
+const WATCHED: Duration = Duration::from_secs(5);
+
+#[tokio::test]
+async fn a_disk_that_is_full_for_a_while_costs_no_queued_script() {
+    let world = World::new();
+    let Some(_small) = Small::mount(&world.path("a/state")) else {
+        eprintln!("skipped: no file system may be mounted here");
+        return;
+    };
+    let agent = world.agent_at("a", &["--listen", "none"]).await;
+    let gate = world.gate();
+    let holder = agent.script(gate.wait()).start().await;
+    holder.is_running().await;
+    // The first of them already stands in the machine's line.
+    let queued = [
+        agent.script("exit 5").start().await,
+        agent.script("exit 5").start().await,
+        agent.script("exit 5").start().await,
+    ];
+    let ballast = world.path("a/state/fill");
+    let mut file = File::create(&ballast).unwrap();
+    while file.write_all(&[0; 512]).is_ok() {}
+    drop(file);
+    gate.open();
+    let last = tokio::time::timeout(WATCHED, queued[2].outcome()).await;
+    assert!(last.is_err(), "{last:?}");
+    std::fs::remove_file(ballast).unwrap();
+    for script in queued {
+        assert_eq!(script.outcome().await.kind, OutcomeKind::Exited { code: 5 });
     }
 }
 

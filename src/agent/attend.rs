@@ -1,11 +1,13 @@
 //! One task for each launched script: follows what its supervisor writes, and records its end.
 
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tracing::{debug, error, info, warn};
 
+use super::launch::PAUSE;
 use super::supervisor::Supervisor;
 use super::{Agent, AgentError};
 use crate::filewatch::FileWatch;
@@ -48,7 +50,7 @@ async fn changed(watch: Option<&mut FileWatch>) {
 
 enum Noticed {
     Journal,
-    End,
+    End(Option<ExitStatus>),
 }
 
 impl Agent {
@@ -139,18 +141,29 @@ impl Agent {
         };
         let scanner = EventScanner::open(&journal);
         let mut seen = Seen { scanner, skips_to, starting: false, leader: None };
-        loop {
+        let status = loop {
             seen = self.read_reports(id, seen).await?;
             let noticed = tokio::select! {
                 () = changed(watch.as_mut()) => Noticed::Journal,
-                () = supervisor.ended() => Noticed::End,
+                status = supervisor.ended() => Noticed::End(status),
             };
             match noticed {
                 Noticed::Journal => {}
-                Noticed::End => break,
+                Noticed::End(status) => break status,
             }
+        };
+        if status.and_then(|status| status.code()) == Some(i32::from(crate::supervisor::LACK)) {
+            self.lacks(id).await;
         }
         self.read_reports(id, seen).await
+    }
+
+    /// The machine lacked something that the supervisor needed: the script is no worse for it.
+    async fn lacks(&self, id: &ScriptId) {
+        if let Some(living) = self.table().get_mut(id) {
+            living.lacked = true;
+        }
+        tokio::time::sleep(PAUSE).await;
     }
 
     /// Reads what is new in the journal.
@@ -333,6 +346,7 @@ impl Agent {
             }
             living.blocked.clear();
             let asked = living.asked_back;
+            let counts = counts && !std::mem::take(&mut living.lacked);
             if living.phase != Phase::Queued {
                 living.false_starts += u32::from(!asked && counts);
                 if living.false_starts >= MAX_FALSE_STARTS {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rustix::io::Errno;
 use tracing::{Instrument as _, error, info_span};
 
 use super::supervisor::Supervisor;
@@ -16,10 +15,10 @@ use crate::journal;
 use crate::script::{Isolation, Restart, ScriptId, variable};
 use crate::spec::{Spec, What};
 use crate::supervisor::job::Job;
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, is_lack};
 
 /// How long to wait before a script that could not be launched is tried again.
-const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 /// The PATH of a script when the agent has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -101,6 +100,7 @@ impl Agent {
                 if job.restart.is_none() {
                     workspace.create(&spec)?;
                 }
+                workspace.reserve()?;
                 workspace.write_job(&job)
             })
         };
@@ -193,21 +193,6 @@ impl Agent {
         }
         environment
     }
-}
-
-/// Whether the machine lacks something that it may have again.
-fn is_lack(error: &AgentError) -> bool {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = source {
-        let system = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
-        let lack =
-            [Errno::NOSPC, Errno::DQUOT, Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM];
-        if system.is_some_and(|code| lack.iter().any(|errno| errno.raw_os_error() == code)) {
-            return true;
-        }
-        source = error.source();
-    }
-    false
 }
 
 /// How an interpreter is told to read a file. PowerShell wants to be told more.

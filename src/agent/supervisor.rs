@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -178,14 +178,17 @@ impl Supervisors {
 }
 
 impl Supervisor {
-    /// Waits until the supervisor has ended.
+    /// Waits until the supervisor has ended; says how, if it was started by this run of the agent.
     ///
     /// # Cancel safety
     /// May be dropped and called again.
-    pub(super) async fn ended(&mut self) {
+    pub(super) async fn ended(&mut self) -> Option<ExitStatus> {
         match &mut self.process {
-            Process::Child(child) => drop(child.wait().await),
-            Process::Found(descriptor) => drop(descriptor.readable().await),
+            Process::Child(child) => child.wait().await.ok(),
+            Process::Found(descriptor) => {
+                drop(descriptor.readable().await);
+                None
+            }
         }
     }
 }

@@ -45,6 +45,8 @@ pub(super) struct Living {
     pub(super) blocked: Vec<Blocked>,
     /// Its processes that were killed and are still there.
     pub(super) stuck: Vec<Straggler>,
+    /// Whether the machine lacked something for its last supervisor.
+    pub(super) lacked: bool,
     /// Why its mutexes are given back though nothing can end it, once an operator said so.
     pub(super) abandon: Option<String>,
     /// Why it is to stop, once it is.
@@ -122,6 +124,7 @@ impl Table {
             progress: None,
             blocked: Vec::new(),
             stuck: Vec::new(),
+            lacked: false,
             abandon: None,
             stop: None,
             launches: 0,

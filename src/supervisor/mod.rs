@@ -39,9 +39,13 @@ use crate::mutex::abandoned::{self, Abandoned};
 use crate::mutex::{MutexError, os};
 use crate::script::{Fate, Outcome, OutcomeKind, StartProblem};
 use crate::text::chain;
-use crate::workspace::{Workspace, WorkspaceError};
+use crate::workspace::{Workspace, WorkspaceError, is_lack};
 use job::{Assignment, Cancel, Ending, Job, Report};
 use restart::Asked;
+
+/// The exit status of a supervisor that could not begin because the machine lacks something now:
+/// EX_TEMPFAIL of sysexits(3).
+pub const LACK: u8 = 75;
 
 /// Why a supervisor could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +73,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
-            ExitCode::FAILURE
+            if is_lack(&error) { ExitCode::from(LACK) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -107,7 +111,6 @@ fn supervise(assignment: Assignment) -> Result<(), SuperviseError> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(io::Error::from)?;
     let signals = Signals::register(assignment.tied)?;
-    workspace.reserve();
     let journal = open_journal(&workspace, &job)?;
     let is_drop_told = false;
     Supervision { workspace, job, signals, journal, is_drop_told }.carry_out()
@@ -202,6 +205,8 @@ impl Supervision {
             Ok(wait::Waited::Held(hold)) => hold,
             Ok(wait::Waited::Over(kind)) => return self.record(kind.into(), None),
             Ok(wait::Waited::SteppedBack) => return Ok(()),
+            // It did not begin: it keeps its place, and is tried again.
+            Err(error) if is_lack(&error) => return Err(error),
             Err(error) => {
                 let reason = chain(&error);
                 let kind = OutcomeKind::NotStarted { cause: StartProblem::Agent, reason };
@@ -212,6 +217,10 @@ impl Supervision {
             let kept = self.keep_place(restart, None);
             hold.release()?;
             return kept;
+        }
+        if let Err(error) = self.tell_start() {
+            hold.release()?;
+            return Err(error);
         }
         let (outcome, started_at) = self.run(&mut hold);
         self.mark_abandoned(&outcome);

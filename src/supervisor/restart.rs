@@ -70,7 +70,8 @@ impl Supervision {
             let reason = format!("its wish for a restart can't be kept: {}", chain(&error));
             return self.record(OutcomeKind::Lost { reason }.into(), started_at);
         }
-        self.workspace.reserve();
+        // As far as there is some: the wish is kept already.
+        self.workspace.reserve().unwrap_or_default();
         self.keep_place(restart, started_at)
     }
 

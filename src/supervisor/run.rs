@@ -42,12 +42,16 @@ impl Supervision {
         }
     }
 
+    /// Says that the script is about to be started: from now on it may have run.
+    pub(super) fn tell_start(&mut self) -> Result<(), SuperviseError> {
+        crash::point("before start");
+        let boot_id = self.job.boot_id.clone();
+        self.report(&Report::Starting { boot_id })
+    }
+
     fn start(&mut self, hold: &mut Hold) -> Result<(Tree, Pipes), StartError> {
         let failed = |error: &dyn std::error::Error| StartError::Agent(chain(error));
         hold.make_inheritable().map_err(|e| failed(&e))?;
-        crash::point("before start");
-        let boot_id = self.job.boot_id.clone();
-        self.report(&Report::Starting { boot_id }).map_err(|e| failed(&e))?;
         // On disk before the script is started: after a power failure nobody runs it again.
         self.journal.sync().map_err(|e| failed(&e))?;
         self.workspace.sync().map_err(|e| failed(&e))?;
