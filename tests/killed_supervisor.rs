@@ -82,6 +82,24 @@ async fn so_it_is_when_the_agent_was_killed_before_and_for_those_outside_of_it()
     assert_eq!(lines(&world.path("log")), ["clean", "next"]);
 }
 
+/// One without a variable of the script's, and whose parents have ended.
+#[tokio::test]
+async fn what_has_only_inherited_the_mutex_is_ended_too() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let pid = world.path("pid").display().to_string();
+    let daemon = format!("env -i setsid /bin/sh -c 'echo $$ > {pid}; echo on; exec sleep 600'");
+    let text = format!("( {daemon} & ); exec sleep 600");
+    let script = agent.script(text).with(|spec| spec.grace = Some(Duration::from_millis(300)));
+    let script = script.id("first").start().await;
+    script.has_written(3).await;
+    let next = next(&world, &agent).start().await;
+    support::end_supervisor(&agent.folder.join("state/scripts/first"));
+    assert_is_lost(&world, &script.outcome().await);
+    assert!(exited(&next.outcome().await, 0));
+    assert_eq!(lines(&world.path("log")), ["next"]);
+}
+
 #[tokio::test]
 async fn an_observer_that_holds_nothing_is_ended_too() {
     let world = World::new();

@@ -69,7 +69,7 @@ impl Agent {
 
     /// Records the end of a script whose supervisor has ended. `ran` has the first process of one that may
     /// have run.
-    pub(super) async fn wind_up(&self, spec: &Spec, ran: Result<Ran, AgentError>) {
+    pub(super) async fn wind_up(&self, spec: &Arc<Spec>, ran: Result<Ran, AgentError>) {
         let id = &spec.script_id;
         let lost = match ran {
             Ok(Some(leader)) => self.lost(spec, leader).await,
@@ -94,7 +94,7 @@ impl Agent {
     /// what is left of it.
     async fn lost(
         &self,
-        spec: &Spec,
+        spec: &Arc<Spec>,
         leader: Option<ProcessId>,
     ) -> Result<Option<Outcome>, AgentError> {
         let id = &spec.script_id;
@@ -112,8 +112,7 @@ impl Agent {
         }
         self.table().apply(id, Event::Stop)?;
         self.queue_changed();
-        let grace = spec.grace.unwrap_or(self.inner.settings.grace);
-        let stragglers = self.end_orphans(id, leader, grace).await?;
+        let stragglers = self.end_orphans(spec, leader).await?;
         Ok(Some(Outcome { stragglers, ..Outcome::from(OutcomeKind::Lost { reason }) }))
     }
 

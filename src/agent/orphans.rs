@@ -2,6 +2,7 @@
 //! gives the mutexes back. It is asked to end, has its grace, and is forced; only then the script is
 //! `lost`, and its place in the queue passes on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -10,8 +11,10 @@ use tracing::warn;
 
 use super::{Agent, AgentError};
 use crate::filewatch::register;
+use crate::mutex::status;
 use crate::process::{self, Process, ProcessId};
-use crate::script::{Fate, ScriptId, Straggler};
+use crate::script::{Fate, Straggler};
+use crate::spec::Spec;
 
 /// How long forced processes may take to be gone before it is looked for new ones.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -22,24 +25,23 @@ impl Agent {
     /// Ends the tree of a script that has no supervisor any more; says what it was.
     pub(super) async fn end_orphans(
         &self,
-        id: &ScriptId,
+        spec: &Arc<Spec>,
         leader: Option<ProcessId>,
-        grace: Duration,
     ) -> Result<Vec<Straggler>, AgentError> {
-        let mut living = self.orphans(id, leader).await?;
-        let fate = Fate::Ended;
-        let name = |p: &Process| Straggler { pid: p.pid, command: p.command_line(), fate };
-        let named: Vec<Straggler> = living.iter().take(MAX_NAMED).map(name).collect();
-        if !living.is_empty() {
-            warn!(processes = ?named, "its supervisor was killed; what it left is ended");
-        }
+        let grace = spec.grace.unwrap_or(self.inner.settings.grace);
         let forced_at = Instant::now() + grace;
-        for process in &living {
-            process.signal(Signal::TERM);
-            // One that was stopped would not hear it.
-            process.signal(Signal::CONT);
-        }
-        while !living.is_empty() {
+        let (mut named, mut seen_nobody) = (None, 0);
+        // Looked for twice: one that was about to start another may have ended meanwhile.
+        while seen_nobody < 2 {
+            let living = self.orphans(spec, leader).await?;
+            if living.is_empty() {
+                seen_nobody += 1;
+                continue;
+            }
+            seen_nobody = 0;
+            if named.is_none() {
+                named = Some(self.ask_orphans(&living));
+            }
             let is_forced = Instant::now() >= forced_at;
             if is_forced {
                 for process in &living {
@@ -49,23 +51,45 @@ impl Agent {
             let until = if is_forced { Instant::now() + LOOK_AGAIN } else { forced_at };
             // Over: it is looked again for who is left.
             timeout_at(until, all_ended(&living)).await.unwrap_or_default();
-            living = self.orphans(id, leader).await?;
         }
-        Ok(named)
+        Ok(named.unwrap_or_default())
+    }
+
+    /// Asks them to end; names them.
+    #[expect(clippy::unused_self, reason = "reads as a method where it is used")]
+    fn ask_orphans(&self, living: &[Process]) -> Vec<Straggler> {
+        let fate = Fate::Ended;
+        let name = |p: &Process| Straggler { pid: p.pid, command: p.command_line(), fate };
+        let named: Vec<Straggler> = living.iter().take(MAX_NAMED).map(name).collect();
+        warn!(processes = ?named, "its supervisor was killed; what it left is ended");
+        for process in living {
+            process.signal(Signal::TERM);
+            // One that was stopped would not hear it.
+            process.signal(Signal::CONT);
+        }
+        named
     }
 
     /// The script's living processes: by its workspace in their environment, by the id of the first of
-    /// them, or below one of those.
+    /// them, by its tickets, or below one of those.
     async fn orphans(
         &self,
-        id: &ScriptId,
+        spec: &Arc<Spec>,
         leader: Option<ProcessId>,
     ) -> Result<Vec<Process>, AgentError> {
-        let work = self.workspace(id).work().display().to_string();
+        let work = self.workspace(&spec.script_id).work().display().to_string();
+        let (spec, mutexes) = (Arc::clone(spec), self.inner.settings.mutexes.clone());
         super::blocking(move || {
+            let mut keepers = Vec::new();
+            for claim in spec.claims() {
+                // A folder that can't be read holds nobody's end up.
+                let found = status::keepers(&mutexes, &claim.name, spec.script_id.as_str());
+                keepers.extend(found.unwrap_or_default());
+            }
             let mut tree = process::trees(|process| {
                 let own = process.variable("BATON_WORKSPACE")?;
-                Ok(leader == Some(process.id()) || own.is_some_and(|path| path == work))
+                let is_known = leader == Some(process.id()) || keepers.contains(&process.id());
+                Ok(is_known || own.is_some_and(|path| path == work))
             })?;
             tree.retain(|process| process.living().is_some());
             Ok(tree)

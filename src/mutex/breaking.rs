@@ -8,7 +8,7 @@
 
 use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -165,9 +165,7 @@ fn record_path(root: &Path, name: &MutexName) -> PathBuf {
 }
 
 fn keeps(process: &Process, ticket: &Metadata) -> bool {
-    // Who looks at a ticket, or sleeps on it, has a shared lock for a moment.
-    let is_kept = |number: &RawFd| locks::lock_of(process.pid, *number) == Some(true);
-    locks::descriptors(process.pid, ticket).iter().any(is_kept)
+    locks::keeps(process.pid, ticket)
 }
 
 fn record(root: &Path, wanted: &Breaking, holder: &Claimant) -> Result<(), BreakError> {

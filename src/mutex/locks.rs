@@ -89,6 +89,12 @@ pub(super) fn descriptors(pid: u32, file: &Metadata) -> Vec<RawFd> {
     locking.collect()
 }
 
+/// Whether a process keeps a ticket. Who looks at one, or sleeps on it, has a shared lock for a moment.
+pub(super) fn keeps(pid: u32, ticket: &Metadata) -> bool {
+    let is_kept = |number: &RawFd| lock_of(pid, *number) == Some(true);
+    descriptors(pid, ticket).iter().any(is_kept)
+}
+
 /// Whether a lock is held by a descriptor.
 pub(super) fn is_locking(pid: u32, descriptor: RawFd) -> bool {
     lock_of(pid, descriptor).is_some()
@@ -96,7 +102,7 @@ pub(super) fn is_locking(pid: u32, descriptor: RawFd) -> bool {
 
 /// Whether the lock of a descriptor is exclusive; `None` when it has none. Its list has lines such as
 /// `lock: 1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF`.
-pub(super) fn lock_of(pid: u32, descriptor: RawFd) -> Option<bool> {
+fn lock_of(pid: u32, descriptor: RawFd) -> Option<bool> {
     let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).ok()?;
     let has_lock = |line: &&str| line.starts_with("lock:") && line.contains(" FLOCK ");
     info.lines().find(has_lock).map(|line| line.contains(" WRITE "))

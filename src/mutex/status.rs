@@ -4,7 +4,6 @@
 //! It changes nothing and waits for nobody, not even for the guard of a line.
 
 use std::io;
-use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use super::deadlock::Held;
@@ -12,7 +11,7 @@ use super::hold::MAX_NAMED;
 use super::line::{Claimant, Entry, Folder};
 use super::locks::{self, LockOwner};
 use super::{Claim, Mode, MutexError, MutexName, os, policy};
-use crate::process::{self, Process};
+use crate::process::{self, Process, ProcessId};
 
 /// How a mutex stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,8 +158,30 @@ pub(super) fn is_kept_by(
 ) -> Result<bool, MutexError> {
     let entry = Entry { number: standing.ticket, mode: standing.mode };
     let ticket = Folder::open(root, name)?.look(entry)?.and_then(|t| t.file.metadata().ok());
-    let is_kept = |number: &RawFd| locks::lock_of(pid, *number) == Some(true);
-    Ok(ticket.is_some_and(|ticket| locks::descriptors(pid, &ticket).iter().any(is_kept)))
+    Ok(ticket.is_some_and(|ticket| locks::keeps(pid, &ticket)))
+}
+
+/// The processes that keep a script's tickets of a mutex: its supervisor, and what inherited them from it.
+///
+/// # Errors
+/// When the mutex folder can't be used.
+pub fn keepers(
+    root: &Path,
+    name: &MutexName,
+    script_id: &str,
+) -> Result<Vec<ProcessId>, MutexError> {
+    let line = status(root, name)?.line;
+    let is_own = |standing: &&Standing| standing.who.script_id.as_deref() == Some(script_id);
+    let mut keepers = Vec::new();
+    for standing in line.iter().filter(is_own) {
+        let entry = Entry { number: standing.ticket, mode: standing.mode };
+        let ticket = Folder::open(root, name)?.look(entry)?.and_then(|t| t.file.metadata().ok());
+        if let Some(ticket) = ticket {
+            let having = process::all().filter(|process| locks::keeps(process.pid, &ticket));
+            keepers.extend(having.map(|process| process.id()));
+        }
+    }
+    Ok(keepers)
 }
 
 /// Removes those of these tickets, which were the caller's own, that are dead.
