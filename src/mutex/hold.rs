@@ -313,8 +313,8 @@ impl Hold {
         Ok(())
     }
 
-    /// The mark that the holder before left when it was given up.
-    pub(super) fn take_abandoned(&self, name: &MutexName) -> Option<Abandoned> {
+    /// The marks that holders before left when they were given up.
+    pub(super) fn take_abandoned(&self, name: &MutexName) -> Vec<Abandoned> {
         abandoned::take(&self.root, name)
     }
 

@@ -127,17 +127,17 @@ pub(super) fn run_held(
 ) -> Result<Ran, HolderError> {
     hold.make_inheritable()?;
     command.envs(variables(&hold, &wish.claims));
-    for claim in &wish.claims {
-        if let Some(mark) = hold.take_abandoned(&claim.name) {
-            tell(Notice::Abandoned(&claim.name, &mark));
-        }
-    }
     // Before the start: no signal is missed.
     let mut signals = Signals::register()?;
     #[expect(clippy::disallowed_methods, reason = "this is the home of protected commands")]
     let ran = match command.spawn() {
         Ok(child) => {
             hold.protects(child.id());
+            for claim in &wish.claims {
+                for mark in hold.take_abandoned(&claim.name) {
+                    tell(Notice::Abandoned(&claim.name, &mark));
+                }
+            }
             Ran::Ended(follow(child, &mut signals, wish.warn_after, &mut tell)?)
         }
         Err(error) => Ran::NotStarted(error),

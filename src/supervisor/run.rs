@@ -55,19 +55,20 @@ impl Supervision {
         // On disk before the script is started: after a power failure nobody runs it again.
         self.journal.sync().map_err(|e| failed(&e))?;
         self.workspace.sync().map_err(|e| failed(&e))?;
-        self.tell_of_abandoned();
         let mutexes = holder::variables(hold, &self.job.claims);
         crash::point("starting");
         let (tree, pipes) = Tree::start(&self.job, mutexes)?;
         crash::point("after start");
         hold.protects(tree.leader());
+        // Its output is not read yet: this comes first.
+        self.tell_of_abandoned();
         Ok((tree, pipes))
     }
 
     /// Marks the log when who held a mutex before was given up.
     fn tell_of_abandoned(&mut self) {
         for claim in &self.job.claims {
-            if let Some(mark) = abandoned::take(&self.job.mutexes, &claim.name) {
+            for mark in abandoned::take(&self.job.mutexes, &claim.name) {
                 let text = format!("baton: {}\n", mark.describe(&claim.name));
                 self.journal.append_output(Stream::Stderr, text.as_bytes(), Timestamp::now());
             }
