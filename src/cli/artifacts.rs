@@ -176,9 +176,8 @@ fn artifact_json(path: &ArtifactPath, size: u64) -> Value {
 impl From<FetchError> for Failure {
     fn from(error: FetchError) -> Self {
         match error {
-            FetchError::Client { path, source } => {
-                Self::from(source).context(format!("artifact {path}"))
-            }
+            // The agent names it.
+            FetchError::Client { source, .. } => Self::from(source),
             FetchError::Changes(_) => Self::new(code::BUSY, error)
                 .hint("it is still being written; try again when the script has ended"),
             FetchError::File { .. } => Self::new(code::INTERNAL, error),

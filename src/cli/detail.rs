@@ -86,7 +86,7 @@ fn lines(script: &Snapshot) -> Vec<String> {
             line("left over", format!("{} (pid {}): {fate}", straggler.command, straggler.pid));
         }
         for value in show::values(values) {
-            line("value", value);
+            line("gave", value);
         }
     }
     lines

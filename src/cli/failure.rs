@@ -67,12 +67,6 @@ impl Failure {
         self
     }
 
-    /// Says what it is about.
-    pub(super) fn context(mut self, text: String) -> Self {
-        self.error = self.error.map(|error| error.context(text));
-        self
-    }
-
     /// Prints it and returns the exit status.
     pub(super) fn report(self) -> ExitCode {
         if let Some(error) = &self.error {
