@@ -7,7 +7,7 @@ mod support;
 
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
@@ -17,6 +17,7 @@ use baton::trust::Identity;
 use baton::wire::v1;
 use futures_util::stream;
 use serde_json::Value;
+use support::disk::Small;
 use support::{DEADLINE, TestAgent, World, finish, reason, soon};
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -457,30 +458,11 @@ async fn room_on_the_disk_is_checked_before_the_first_byte() {
     assert!(error.contains("hint: make room"), "{error}");
 }
 
-/// A file system of four MiB, unmounted at the end.
-struct Small(PathBuf);
-
-impl Small {
-    /// `None` where this may not be done.
-    fn mount(path: &Path) -> Option<Self> {
-        std::fs::create_dir_all(path).unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=4m,mode=700", "baton-test"]).arg(path);
-        mount.status().is_ok_and(|status| status.success()).then(|| Self(path.to_owned()))
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("--lazy").arg(&self.0).status());
-    }
-}
-
 #[tokio::test]
 async fn a_disk_that_is_too_small_refuses_and_goes_on_when_there_is_room() {
     let world = World::new();
     let disk = world.path("disk");
-    let Some(_small) = Small::mount(&disk) else {
+    let Some(_small) = Small::mount(&disk, 4) else {
         eprintln!("skipped: no file system may be mounted here");
         return;
     };
@@ -501,7 +483,7 @@ async fn a_disk_that_is_too_small_refuses_and_goes_on_when_there_is_room() {
     push(&agent, &file, "file").await.unwrap();
     assert_eq!(inner.join("file").metadata().unwrap().len(), u64::try_from(3 * MIB).unwrap());
     // What is mounted below a root is another disk: nothing can be moved there as a whole.
-    let Some(_below) = Small::mount(&inner.join("below")) else { return };
+    let Some(_below) = Small::mount(&inner.join("below"), 4) else { return };
     let error = push(&agent, &local(&world, "x", b"x"), "below/x").await.unwrap_err();
     assert_eq!(refusal(&error), "OTHER_FILE_SYSTEM", "{error}");
 }

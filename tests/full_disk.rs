@@ -7,33 +7,13 @@ mod support;
 
 use std::fs::File;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use baton::journal::EventScanner;
 use baton::script::OutcomeKind;
 use baton::supervisor::job::Report;
+use support::disk::Small;
 use support::{World, finish};
-
-/// A file system of two MiB, unmounted at the end.
-struct Small(PathBuf);
-
-impl Small {
-    /// `None` where this may not be done.
-    fn mount(path: &Path) -> Option<Self> {
-        std::fs::create_dir_all(path).unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=2m,mode=700", "baton-test"]).arg(path);
-        mount.status().is_ok_and(|status| status.success()).then(|| Self(path.to_owned()))
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("--lazy").arg(&self.0).status());
-    }
-}
 
 /// How long a script is watched that must not end; three tries to launch it take three seconds.
 const WATCHED: Duration = Duration::from_secs(5);
@@ -41,7 +21,7 @@ const WATCHED: Duration = Duration::from_secs(5);
 #[tokio::test]
 async fn a_disk_that_is_full_for_a_while_costs_no_queued_script() {
     let world = World::new();
-    let Some(_small) = Small::mount(&world.path("a/state")) else {
+    let Some(_small) = Small::mount(&world.path("a/state"), 2) else {
         eprintln!("skipped: no file system may be mounted here");
         return;
     };
@@ -71,7 +51,7 @@ async fn a_disk_that_is_full_for_a_while_costs_no_queued_script() {
 #[tokio::test]
 async fn a_script_that_fills_the_disk_ends_with_its_outcome_and_others_go_on() {
     let world = World::new();
-    let Some(_small) = Small::mount(&world.path("a/state")) else {
+    let Some(_small) = Small::mount(&world.path("a/state"), 2) else {
         eprintln!("skipped: no file system may be mounted here");
         return;
     };

@@ -5,6 +5,7 @@
 #![allow(clippy::must_use_candidate, clippy::return_self_not_must_use, reason = "tests only")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on fails here")]
 
+pub mod disk;
 pub mod line;
 
 pub mod run;
