@@ -71,14 +71,18 @@ impl Agent {
     /// have run.
     pub(super) async fn wind_up(&self, spec: &Arc<Spec>, ran: Result<Ran, AgentError>) {
         let id = &spec.script_id;
+        let has_run = matches!(ran, Ok(Some(_)));
         let lost = match ran {
             Ok(Some(leader)) => self.lost(spec, leader).await,
             Ok(None) => Ok(None),
             Err(error) => Err(error),
         };
         self.inner.supervisors.ended(id);
-        // Its mutexes are free, whatever the store says to its end.
-        self.table().queue.joined(id);
+        if has_run {
+            // Its mutexes are free, whatever the store says to its end. Who never started may be
+            // launched again: until that is known, nobody is to take its place.
+            self.table().queue.joined(id);
+        }
         let recorded = match lost {
             Ok(lost) => self.conclude(id, lost).await,
             Err(error) => Err(error),

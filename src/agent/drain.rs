@@ -58,16 +58,17 @@ impl Agent {
         Ok(self.status())
     }
 
-    /// Asks all supervisors that may not have started their scripts to step back (rule 2).
+    /// Asks all supervisors that may not have started their scripts to step back (rule 2). The last in
+    /// the line first: each knows of it before one in front of it can make room.
     pub(super) fn step_back_all(&self) {
-        let ids = self.table().ids();
+        let ids = self.table().last_first();
         for id in ids {
             self.step_back(&id);
         }
     }
 
-    /// The same of one. Who is about to get its assignment is asked by the launcher.
-    pub(super) fn step_back(&self, id: &ScriptId) {
+    /// The same of one. Who is about to get its assignment does not get it.
+    fn step_back(&self, id: &ScriptId) {
         // First in the queue, so that nobody takes the place that it gives up.
         if self.table().step_back(id) {
             self.inner.supervisors.step_back(id);

@@ -14,13 +14,16 @@ use crate::crash;
 use crate::journal;
 use crate::script::{Isolation, Restart, ScriptId, variable};
 use crate::spec::{Spec, What};
-use crate::supervisor::job::Job;
+use crate::supervisor::job::{Assignment, Job};
 use crate::workspace::{Workspace, is_lack};
 
 /// How long to wait before a script that could not be launched is tried again.
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
 /// The PATH of a script when the agent has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A supervisor, and the token of a job that goes on with the journal of earlier ones.
+type Assigned = (Supervisor, Option<String>);
 
 impl Agent {
     /// Launches what the queue allows, whenever it changes.
@@ -44,21 +47,16 @@ impl Agent {
     async fn launch(&self, spec: Arc<Spec>) {
         let id = &spec.script_id;
         match self.assign(&spec).await {
-            Ok((supervisor, continues)) => {
+            Ok(Some((supervisor, continues))) => {
                 let attendant = self.clone().attend(Arc::clone(&spec), supervisor, continues);
                 self.spawn(attendant.instrument(tracing::Span::current()));
-                // Who cancelled or drained meanwhile found no supervisor to tell.
-                let (stop, starts_nothing) = {
-                    let table = self.table();
-                    let stop = table.get(id).and_then(|living| living.stop.clone());
-                    (stop, table.starts_nothing())
-                };
+                // What was written down for it may have gone with the folder's earlier content.
+                let stop = self.table().get(id).and_then(|living| living.stop.clone());
                 if let Some(reason) = stop {
                     self.tell_supervisor_to_stop(id, reason).await;
-                } else if starts_nothing {
-                    self.step_back(id);
                 }
             }
+            Ok(None) => self.put_back(id, "it is not to start", false).await,
             // A task of its own: the others don't wait for it.
             Err(error) => {
                 let again = self.clone().try_again(id.clone(), error);
@@ -73,8 +71,12 @@ impl Agent {
         let reason = crate::text::chain(&error);
         error!(reason, "can't be launched");
         tokio::time::sleep(PAUSE).await;
-        let recorded = match self.requeue(&id, &reason, !is_lack(&error)) {
-            Ok(Some(kind)) => self.finish(&id, kind.into(), None, Timestamp::now()).await,
+        self.put_back(&id, &reason, !is_lack(&error)).await;
+    }
+
+    async fn put_back(&self, id: &ScriptId, problem: &str, counts: bool) {
+        let recorded = match self.requeue(id, problem, counts) {
+            Ok(Some(kind)) => self.finish(id, kind.into(), None, Timestamp::now()).await,
             Ok(None) => Ok(()),
             Err(error) => Err(error),
         };
@@ -83,8 +85,9 @@ impl Agent {
         }
     }
 
-    /// Also says the token of a job that goes on with the journal of earlier ones.
-    async fn assign(&self, spec: &Arc<Spec>) -> Result<(Supervisor, Option<String>), AgentError> {
+    /// `None` when the script is not to start after all. Also says the token of a job that goes on with the
+    /// journal of earlier ones.
+    async fn assign(&self, spec: &Arc<Spec>) -> Result<Option<Assigned>, AgentError> {
         let workspace = self.workspace(&spec.script_id);
         let no_supervisor = AgentError::Supervisor;
         let ready = self.inner.supervisors.ready().map_err(no_supervisor)?;
@@ -105,9 +108,12 @@ impl Agent {
             })
         };
         made.await??;
-        let assigned = self.inner.supervisors.assign(&spec.script_id, ready, path, token).await;
+        let assignment = Assignment { workspace: path, token, tied: self.inner.settings.tied };
+        let is_wanted = || self.table().is_to_start(&spec.script_id);
+        let assigned = self.inner.supervisors.assign(&spec.script_id, ready, assignment, is_wanted);
+        let assigned = assigned.await;
         crash::point("after supervisor");
-        assigned.map(|supervisor| (supervisor, continues)).map_err(no_supervisor)
+        Ok(assigned.map_err(no_supervisor)?.map(|supervisor| (supervisor, continues)))
     }
 
     fn job(&self, spec: &Spec, workspace: &Workspace, supervisor: u32) -> Job {

@@ -84,23 +84,37 @@ impl Supervisors {
         self.spawn()
     }
 
-    /// Sets a supervisor on a workspace.
+    /// Sets a supervisor on a workspace; `None` when the script is not wanted to start after all.
     pub(super) async fn assign(
         &self,
         id: &ScriptId,
         mut ready: Ready,
-        workspace: PathBuf,
-        token: String,
-    ) -> io::Result<Supervisor> {
-        // It isn't reaped before its end is awaited, so the id still is its own.
-        let descriptor = pidfd_open(ready.pid, PidfdFlags::empty())?;
-        let assignment = Assignment { workspace, token, tied: self.tied };
+        assignment: Assignment,
+        is_wanted: impl Fn() -> bool,
+    ) -> io::Result<Option<Supervisor>> {
         let mut line = serde_json::to_vec(&assignment)?;
         line.push(b'\n');
-        ready.stdin.write_all(&line).await?;
+        // It isn't reaped before its end is awaited, so the id still is its own.
+        let descriptor = pidfd_open(ready.pid, PidfdFlags::empty())?;
+        // First known, then asked, then set on it: whoever changes his mind now finds it, and later
+        // than that nobody else has got its place yet.
         lock(&self.living).insert(id.clone(), Arc::new(descriptor));
-        let owner = self.tied.then_some(ready.stdin);
-        Ok(Supervisor { process: Process::Child(ready.child), _owner: owner })
+        let written = if is_wanted() { Some(ready.stdin.write_all(&line).await) } else { None };
+        match written {
+            Some(Ok(())) => {
+                let owner = self.tied.then_some(ready.stdin);
+                Ok(Some(Supervisor { process: Process::Child(ready.child), _owner: owner }))
+            }
+            Some(Err(error)) if is_wanted() => {
+                self.ended(id);
+                Err(error)
+            }
+            // What it was told before its assignment may have ended it.
+            Some(Err(_)) | None => {
+                self.ended(id);
+                Ok(None)
+            }
+        }
     }
 
     /// Takes over a supervisor of an earlier run of the agent.

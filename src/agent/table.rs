@@ -216,9 +216,14 @@ impl Table {
         self.living.values()
     }
 
-    /// All scripts, in no order.
-    pub(super) fn ids(&self) -> Vec<ScriptId> {
-        self.living.keys().cloned().collect()
+    /// All scripts, the last one that arrived first.
+    pub(super) fn last_first(&self) -> Vec<ScriptId> {
+        self.queue.before(u64::MAX).map(|(_, id)| id.clone()).collect()
+    }
+
+    /// Whether a script that is launched is still to start.
+    pub(super) fn is_to_start(&self, id: &ScriptId) -> bool {
+        self.living.get(id).is_some_and(|living| living.stop.is_none() && !living.asked_back)
     }
 
     pub(super) fn status(&self) -> Status {
