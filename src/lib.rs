@@ -12,6 +12,7 @@
 //! | [`wire`] | generated messages and the conversions |
 //! | [`supervisor`] | the process beside each script: mutexes, process tree, journal, outcome |
 //! | [`artifacts`] | the files that a script leaves for its clients |
+//! | [`packages`] | trees of files that are brought once, as chunks, and installed |
 //! | [`workspace`] | a script's folder on disk |
 //! | [`transfer`] | files in and out: roots, chunks, digest, resume |
 //! | [`snapshot`] | how a script stands, as outsiders see it |
@@ -39,6 +40,7 @@ pub mod durable;
 pub mod filewatch;
 pub mod journal;
 pub mod mutex;
+pub mod packages;
 pub mod process;
 pub mod rpc;
 pub mod script;

@@ -15,7 +15,7 @@ use syn::spanned::Spanned as _;
 use syn::visit::Visit;
 
 /// The modules from the user down to the disk. A module uses those behind it, never those before.
-const LAYERS: [&str; 23] = [
+const LAYERS: [&str; 24] = [
     "cli",
     "client",
     "rpc",
@@ -23,6 +23,7 @@ const LAYERS: [&str; 23] = [
     "wire",
     "supervisor",
     "artifacts",
+    "packages",
     "workspace",
     "transfer",
     "snapshot",

@@ -157,6 +157,14 @@ pub fn lock_exclusive(file: &File) -> io::Result<()> {
     lock_blocking(file, true)
 }
 
+/// Waits until the shared OS lock is there.
+///
+/// # Errors
+/// When the file's file system has no locks.
+pub fn lock_shared(file: &File) -> io::Result<()> {
+    lock_blocking(file, false)
+}
+
 /// Takes a shared OS lock if nobody has an exclusive one; says whether it did.
 pub(super) fn try_lock_shared(file: &File) -> io::Result<bool> {
     try_flock(file, FlockOperation::NonBlockingLockShared)

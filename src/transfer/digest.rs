@@ -1,12 +1,18 @@
 //! Pure: the SHA-256 of a file's content, as a whole or piece by piece.
 
 use std::fmt;
+use std::str::FromStr;
 
 use sha2::{Digest as _, Sha256};
 
 /// A SHA-256. Shown as 64 lower-case hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
+
+/// A text that is no digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("is no SHA-256: 64 lower-case hexadecimal digits are expected")]
+pub struct NoDigest;
 
 impl Digest {
     /// The digest of a content.
@@ -28,6 +34,26 @@ impl Digest {
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl FromStr for Digest {
+    type Err = NoDigest;
+
+    fn from_str(text: &str) -> Result<Self, NoDigest> {
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => Ok(byte - b'0'),
+            b'a'..=b'f' => Ok(byte - b'a' + 10),
+            _ => Err(NoDigest),
+        };
+        let mut bytes = [0; 32];
+        if text.len() != 2 * bytes.len() {
+            return Err(NoDigest);
+        }
+        for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+        }
+        Ok(Self(bytes))
     }
 }
 
@@ -67,5 +93,9 @@ mod tests {
         assert_eq!(digest.to_string(), known);
         assert_eq!(Digest::from_bytes(&digest.to_bytes()), Some(digest));
         assert_eq!(Digest::from_bytes(b"short"), None);
+        assert_eq!(known.parse(), Ok(digest));
+        for wrong in ["", &known[1..], &known.to_uppercase(), &known.replace('b', "g")] {
+            assert_eq!(wrong.parse::<Digest>(), Err(NoDigest), "{wrong}");
+        }
     }
 }

@@ -38,7 +38,7 @@ use crate::config::files::{Access, Files, Root};
 use folder::Folder;
 use partial::Freed;
 
-pub use digest::Digest;
+pub use digest::{Digest, NoDigest};
 pub use path::{PathError, Place, RelativePath};
 pub use receive::{Offer, Receive, Receiving, receive_local};
 pub(crate) use send::read_chunk;
