@@ -12,7 +12,12 @@ use prost::Message as _;
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(
-        ["baton/v1/script.proto", "baton/v1/agent.proto", "baton/v1/file.proto"],
+        [
+            "baton/v1/script.proto",
+            "baton/v1/agent.proto",
+            "baton/v1/file.proto",
+            "baton/v1/package.proto",
+        ],
         ["proto"],
     )?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
@@ -24,6 +29,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".baton.v1.UploadRequest.data")
         .bytes(".baton.v1.DownloadResponse.data")
         .bytes(".baton.v1.DownloadArtifactResponse.data")
+        .bytes(".baton.v1.SendPackageRequest.manifest")
+        .bytes(".baton.v1.SendPackageRequest.chunk")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -191,6 +191,7 @@ impl Agent {
             ("BATON_OUTPUT", workspace.output().display().to_string()),
             ("BATON_PROGRESS", workspace.progress().display().to_string()),
             ("BATON_ARTIFACTS", workspace.artifacts().display().to_string()),
+            ("BATON_PACKAGES", self.inner.packages.folder().display().to_string()),
             ("BATON_ATTEMPT", attempt.to_string()),
         ];
         environment.extend(own.map(|(name, value)| (name.to_owned(), value)));

@@ -42,6 +42,7 @@ use crate::artifacts::ArtifactError;
 use crate::config::Retention;
 use crate::config::files::Files;
 use crate::filewatch::FileWatcher;
+use crate::packages::Packages;
 use crate::script::{Drain, IllegalTransition, ScriptId};
 use crate::store::{Store, StoreError};
 use crate::transfer::Transfers;
@@ -193,6 +194,7 @@ struct Inner {
     supervisors: supervisor::Supervisors,
     watcher: FileWatcher,
     transfers: Arc<Transfers>,
+    packages: Arc<Packages>,
     tasks: TaskTracker,
     stop: CancellationToken,
     started_at: Timestamp,
@@ -224,6 +226,7 @@ impl Agent {
         let store = Store::open(&settings.state.join("agent.db"))?;
         let queue = Queue::new(settings.queue_length, store.max_seq().await?);
         let transfers = Arc::new(Transfers::new(&settings.state, &settings.files));
+        let packages = Arc::new(Packages::new(&settings.state, &settings.files));
         let reboot = reboot::Reboot::load(&settings)?;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let watcher = FileWatcher::start(&tasks, stop.clone()).map_err(failed(&settings.state))?;
@@ -238,6 +241,7 @@ impl Agent {
                 ended: Notify::new(),
                 watcher,
                 transfers,
+                packages,
                 tasks,
                 stop,
                 started_at: Timestamp::now(),
@@ -256,6 +260,8 @@ impl Agent {
         let transfers = Arc::clone(agent.transfers());
         // Beside the rest: a root may be on a disk that doesn't answer.
         agent.spawn(async move { blocking(move || transfers.recover()).await.unwrap_or(()) });
+        let packages = Arc::clone(agent.packages());
+        agent.spawn(async move { blocking(move || packages.recover()).await.unwrap_or(()) });
         if agent.status().drain.is_some() {
             // The agent may have been killed before it asked.
             agent.step_back_all();
@@ -301,6 +307,11 @@ impl Agent {
     /// Files in and out.
     pub fn transfers(&self) -> &Arc<Transfers> {
         &self.inner.transfers
+    }
+
+    /// Packages that are kept for scripts.
+    pub fn packages(&self) -> &Arc<Packages> {
+        &self.inner.packages
     }
 
     /// Rings when the queue or a phase changes.

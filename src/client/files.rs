@@ -238,7 +238,7 @@ impl Client {
 
 /// Whether to try once more.
 #[derive(Debug, Default)]
-struct Trying {
+pub(super) struct Trying {
     patience: Patience,
     /// How far the tries came.
     furthest: u64,
@@ -248,7 +248,7 @@ struct Trying {
 
 impl Trying {
     /// Waits for the next try. `offset`: how much was there at the beginning of the one that failed.
-    async fn again(
+    pub(super) async fn again(
         &mut self,
         error: ClientError,
         offset: u64,
@@ -356,7 +356,7 @@ fn local_error(path: &Path, source: io::Error) -> FileError {
 }
 
 /// Runs file work on a thread that may block.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
         Err(error) => match error.try_into_panic() {

@@ -6,6 +6,7 @@ pub mod connect;
 pub mod embedded;
 mod files;
 mod follow;
+mod packages;
 mod patience;
 mod standing;
 
@@ -18,6 +19,7 @@ use tonic_types::StatusExt as _;
 pub use connect::ConnectError;
 pub use files::{FileError, Moved, Tell, Told};
 pub use follow::{Following, Heard};
+pub use packages::{SendError, Sent};
 pub use standing::Standing;
 
 use crate::script::ScriptId;
@@ -26,6 +28,7 @@ use crate::spec::Spec;
 use crate::wire::{WireError, v1};
 use v1::agent_client::AgentClient;
 use v1::files_client::FilesClient;
+use v1::packages_client::PackagesClient;
 use v1::scripts_client::ScriptsClient;
 
 /// Why a call failed.
@@ -106,6 +109,7 @@ pub struct Client {
     scripts: ScriptsClient<Channel>,
     agent: AgentClient<Channel>,
     files: FilesClient<Channel>,
+    packages: PackagesClient<Channel>,
 }
 
 impl Client {
@@ -114,7 +118,8 @@ impl Client {
         Self {
             scripts: ScriptsClient::new(channel.clone()),
             agent: AgentClient::new(channel.clone()),
-            files: FilesClient::new(channel),
+            files: FilesClient::new(channel.clone()),
+            packages: PackagesClient::new(channel),
         }
     }
 

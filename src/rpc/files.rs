@@ -1,18 +1,16 @@
 //! The handlers of `baton.v1.Files`.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::Stream;
-use futures_util::stream::unfold;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument as _, Span, info, info_span};
 use v1::upload_request::Part;
 
+use super::events::{Events, Source, events};
 use super::listen::caller;
 use super::status;
 use crate::transfer::{
@@ -25,8 +23,6 @@ use crate::wire::{from_timestamp, v1};
 const SILENCE_LIMIT: Duration = Duration::from_mins(1);
 /// The permission bits of a file whose request gives none.
 const DEFAULT_MODE: u32 = 0o644;
-
-type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The service.
 pub(super) struct Service {
@@ -51,31 +47,6 @@ impl Service {
     fn permit(&self) -> Result<OwnedSemaphorePermit, Status> {
         self.transfers.permit().map_err(|error| status::transfer(&error))
     }
-
-    /// A source of messages as a stream. Ends with the agent.
-    fn events<S: Source>(&self, source: S) -> Response<Events<S::Message>> {
-        let stop = self.stop.clone();
-        let next = move |source: Option<S>| {
-            let stop = stop.clone();
-            async move {
-                let mut source = source?;
-                match stop.run_until_cancelled(source.next()).await {
-                    Some(Ok(message)) => Some((Ok(message?), Some(source))),
-                    Some(Err(status)) => Some((Err(status), None)),
-                    None => Some((Err(status::stopping()), None)),
-                }
-            }
-        };
-        Response::new(Box::pin(unfold(Some(source), next)))
-    }
-}
-
-/// What a stream is made of.
-trait Source: Send + 'static {
-    type Message: Send + 'static;
-
-    /// The next message; `None` at the end.
-    fn next(&mut self) -> impl Future<Output = Result<Option<Self::Message>, Status>> + Send;
 }
 
 /// An upload.
@@ -169,7 +140,7 @@ impl v1::files_server::Files for Service {
         let begin = self.work(move |transfers| Ok((transfers.receive(&place, offer)?, permit)));
         let (receive, permit) = begin.instrument(span.clone()).await?;
         let stage = Stage::Begun(receive);
-        Ok(self.events(Upload { requests, stage, span, _permit: permit }))
+        Ok(events(Upload { requests, stage, span, _permit: permit }, &self.stop))
     }
 
     type DownloadStream = Events<v1::DownloadResponse>;
@@ -185,7 +156,7 @@ impl v1::files_server::Files for Service {
         let span = info_span!("Download", %place, offset, caller);
         let open = self.work(move |transfers| transfers.send(&place, offset));
         let sending = Some(open.instrument(span).await?);
-        Ok(self.events(Download { sending, _permit: permit }))
+        Ok(events(Download { sending, _permit: permit }, &self.stop))
     }
 
     async fn stat(

@@ -4,9 +4,11 @@
 
 mod agent;
 mod artifacts;
+mod events;
 mod files;
 mod list;
 pub mod listen;
+mod packages;
 mod scripts;
 mod status;
 
@@ -62,6 +64,7 @@ pub async fn serve(
     health.set_serving::<v1::scripts_server::ScriptsServer<scripts::Service>>().await;
     health.set_serving::<v1::agent_server::AgentServer<agent::Service>>().await;
     health.set_serving::<v1::files_server::FilesServer<files::Service>>().await;
+    health.set_serving::<v1::packages_server::PackagesServer<packages::Service>>().await;
     // Our own descriptors always are well-formed.
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -81,6 +84,11 @@ pub async fn serve(
             stop.clone(),
         )))
         .add_service(v1::files_server::FilesServer::new(files::Service::new(
+            agent.transfers(),
+            stop.clone(),
+        )))
+        .add_service(v1::packages_server::PackagesServer::new(packages::Service::new(
+            agent.packages(),
             agent.transfers(),
             stop.clone(),
         )))

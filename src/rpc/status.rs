@@ -8,6 +8,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::agent::AgentError;
 use crate::artifacts::ArtifactError;
+use crate::packages::PackageError;
 use crate::script::NameError;
 use crate::spec::{Problem, SpecError};
 use crate::transfer::TransferError;
@@ -151,6 +152,39 @@ pub(super) fn transfer(error: &TransferError) -> Status {
         }
         TransferError::File { .. } => {
             tracing::error!(error = crate::text::chain(error), "a transfer failed");
+            (Code::Internal, "INTERNAL", HashMap::new())
+        }
+    };
+    status(code, reason, crate::text::chain(error), metadata)
+}
+
+/// A package that could not be brought, listed or removed.
+pub(super) fn package(error: &PackageError) -> Status {
+    let (code, reason, metadata) = match error {
+        PackageError::Conflict { kept, .. } => {
+            (Code::AlreadyExists, "PACKAGE_CONFLICT", about("kept", kept.to_string()))
+        }
+        PackageError::NotFound { .. } => (Code::NotFound, "PACKAGE_NOT_FOUND", HashMap::new()),
+        PackageError::Manifest { .. } => (Code::InvalidArgument, "PACKAGE_INVALID", HashMap::new()),
+        PackageError::WrongDigest { found, .. } => {
+            (Code::DataLoss, "DIGEST_MISMATCH", about("found", found.to_string()))
+        }
+        PackageError::WrongChunk(_) => (Code::DataLoss, "CHUNK_INVALID", HashMap::new()),
+        PackageError::TooMuch(what) => {
+            (Code::InvalidArgument, "FIELD_TOO_LARGE", about("field", *what))
+        }
+        PackageError::Incomplete { left, .. } => {
+            (Code::Aborted, "UPLOAD_INCOMPLETE", about("missing", left.to_string()))
+        }
+        PackageError::TooLarge { limit, .. } => {
+            (Code::InvalidArgument, "PACKAGE_TOO_LARGE", about("limit", limit.to_string()))
+        }
+        PackageError::TooMany => (Code::ResourceExhausted, "PACKAGES_FULL", HashMap::new()),
+        PackageError::DiskFull { free, .. } => {
+            (Code::ResourceExhausted, "DISK_FULL", about("free", free.to_string()))
+        }
+        PackageError::File { .. } => {
+            tracing::error!(error = crate::text::chain(error), "a call failed");
             (Code::Internal, "INTERNAL", HashMap::new())
         }
     };

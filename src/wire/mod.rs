@@ -3,6 +3,7 @@
 mod artifacts;
 mod file;
 mod outcome;
+mod package;
 mod snapshot;
 mod spec;
 mod values;
