@@ -197,6 +197,9 @@ impl From<ClientError> for Failure {
                     "DISK_FULL" => {
                         Some("make room; the agent's files.min_free_bytes is what stays free")
                     }
+                    "PACKAGE_CONFLICT" => Some("send it as a new version, or with --replace"),
+                    "PACKAGE_NOT_FOUND" => Some("`baton package list` shows what is there"),
+                    "PACKAGE_TOO_LARGE" => Some("the agent's files.max_file_bytes is the limit"),
                     "FILE_TOO_LARGE" => Some("the agent's files.max_file_bytes is the limit"),
                     "DIGEST_MISMATCH" => {
                         Some("the file was changed while it was sent; push it again")

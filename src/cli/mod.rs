@@ -15,6 +15,7 @@ mod logs;
 mod moment;
 mod moving;
 mod mutex;
+mod package;
 mod pull;
 mod push;
 mod reach;
@@ -44,6 +45,7 @@ Examples:
   baton run --target web-1 deploy.sh           run it on another machine
   baton queue                                  who runs, who waits, and for whom
   baton push -t web-1 app.tar.gz files:        bring a file to another machine
+  baton package send build/ --id shop --version 1.4.2   bring what changed of a package
   baton mutex run log -- sh -c 'date >> log'   protect a command with a named mutex
   baton flock /tmp/build.lock make             flock(1), in order of arrival
   baton demo                                   see five projects share a machine
@@ -116,6 +118,7 @@ enum Command {
     Cancel(cancel::CancelArgs),
     Push(push::PushArgs),
     Pull(pull::PullArgs),
+    Package(package::PackageArgs),
     Forget(forget::ForgetArgs),
     RebootAndResume(reboot::RebootArgs),
     Mutex(mutex::MutexArgs),
@@ -197,6 +200,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     if let Command::Flock(args) = cli.command {
         return flock::flock(&args.words, set);
     }
+    if let Command::Package(args) = cli.command {
+        return package::package(args, set);
+    }
     // Of a script's own: they need no folder.
     if let Command::Output(args) = &cli.command {
         return values::output(args);
@@ -220,6 +226,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Cancel(args) => asynchronous(cancel::cancel(args, folders)),
         Command::Push(args) => asynchronous(push::push(args, folders)),
         Command::Pull(args) => asynchronous(pull::pull(args, folders)),
+        Command::Package(args) => package::package(args, folders.into()),
         Command::Forget(args) => asynchronous(forget::forget(args, folders)),
         Command::Demo(args) => asynchronous(demo::demo(args, folders)),
         Command::RebootAndResume(args) => reboot::reboot_and_resume(args),

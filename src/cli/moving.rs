@@ -44,6 +44,16 @@ impl Telling {
         Moving { telling: self, bar: bar.then(|| progress_bar(name)) }
     }
 
+    /// Whether nothing is printed but errors.
+    pub(super) fn quiet(self) -> bool {
+        self.quiet
+    }
+
+    /// Whether it is told as JSON.
+    pub(super) fn json(self) -> bool {
+        self.json
+    }
+
     /// Says something about a file that is not moved.
     pub(super) fn note(self, text: &str) {
         if !self.quiet {

@@ -37,6 +37,14 @@ pub struct DirectoryOverrides {
     pub mutex: Option<PathBuf>,
 }
 
+impl From<Directories> for DirectoryOverrides {
+    fn from(all: Directories) -> Self {
+        let Directories { config, state, runtime, mutex } = all;
+        let [config, state, runtime, mutex] = [config, state, runtime, mutex].map(Some);
+        Self { config, state, runtime, mutex }
+    }
+}
+
 impl Directories {
     /// The folders of this user.
     ///
