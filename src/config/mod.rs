@@ -3,6 +3,7 @@
 //! A flag wins over the environment, the environment over the file, the file over the default. An
 //! unknown key is an error that names its line.
 
+pub mod client;
 pub mod directories;
 pub mod files;
 pub mod retention;
