@@ -32,5 +32,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".baton.v1.SendPackageRequest.manifest")
         .bytes(".baton.v1.SendPackageRequest.chunk")
         .compile_fds(descriptors)?;
+    // Apart: the agent's reflection tells of its own services only.
+    let etcd = protox::compile(["etcd/etcd.proto"], ["proto"])?;
+    tonic_prost_build::configure().build_server(false).compile_fds(etcd)?;
     Ok(())
 }

@@ -17,6 +17,7 @@
 //! | [`transfer`] | files in and out: roots, chunks, digest, resume |
 //! | [`snapshot`] | how a script stands, as outsiders see it |
 //! | [`spec`] | a validated request |
+//! | [`fleet`] | mutexes that a fleet of machines shares, by etcd |
 //! | [`mutex`] | named mutexes: names, policy, the line on disk |
 //! | [`journal`] | a script's output on disk |
 //! | [`store`] | what the agent must remember, in SQLite |
@@ -38,6 +39,7 @@ pub mod config;
 pub mod crash;
 pub mod durable;
 pub mod filewatch;
+pub mod fleet;
 pub mod journal;
 pub mod mutex;
 pub mod packages;

@@ -18,5 +18,11 @@ fn main() -> ExitCode {
             return baton::mutex::keeper::main();
         }
     }
+    if let [program, word, words @ ..] = words.as_slice()
+        && word == "tether"
+        && !Path::new(program).ends_with("flock")
+    {
+        return baton::fleet::tether::main(words);
+    }
     baton::cli::main(&words)
 }

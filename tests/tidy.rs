@@ -28,6 +28,7 @@ const LAYERS: [&str; 24] = [
     "transfer",
     "snapshot",
     "spec",
+    "fleet",
     "mutex",
     "journal",
     "store",

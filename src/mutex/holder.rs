@@ -250,16 +250,35 @@ pub fn variables(hold: &Hold, claims: &[Claim]) -> Vec<(String, String)> {
 }
 
 /// The signals that concern a protected command.
-struct Signals(SignalDelivery<UnixStream, WithOrigin>);
+pub(crate) struct Signals(SignalDelivery<UnixStream, WithOrigin>);
 
 impl Signals {
-    fn register() -> io::Result<Self> {
+    pub(crate) fn register() -> io::Result<Self> {
         // What is ignored here (nohup, say) the command is to ignore too.
         let passed_on =
             [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGCONT, SIGWINCH];
         let wanted = os::not_ignored(&passed_on).into_iter().chain([SIGCHLD]);
         let (read, write) = UnixStream::pair()?;
         Ok(Self(SignalDelivery::with_pipe(read, write, WithOrigin::default(), wanted)?))
+    }
+
+    /// Becomes readable when there are some.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.0.get_read().as_fd()
+    }
+
+    /// Those that came, and whether the command was told too: the terminal's.
+    pub(crate) fn take(&mut self) -> impl Iterator<Item = (i32, bool)> {
+        self.0.pending().map(|Origin { signal, cause, .. }| {
+            // A terminal that is gone tells only the leader of its session: this process, maybe.
+            (signal, cause == Cause::Kernel && signal != SIGHUP)
+        })
+    }
+
+    /// Those that came and are the command's to hear.
+    pub(crate) fn unheard(&mut self) -> impl Iterator<Item = i32> {
+        let heard = self.take().filter(|(signal, is_told)| *signal != SIGCHLD && !is_told);
+        heard.map(|(signal, _)| signal)
     }
 }
 
@@ -277,13 +296,9 @@ fn follow(
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
-        os::sleep([signals.0.get_read().as_fd()].into_iter(), warn_at)?;
-        for Origin { signal, cause, .. } in signals.0.pending() {
-            // A terminal that is gone tells only the leader of its session: this process, maybe.
-            let is_told = cause == Cause::Kernel && signal != SIGHUP;
-            if signal != SIGCHLD && !is_told {
-                pass_on(&child, signal);
-            }
+        os::sleep([signals.descriptor()].into_iter(), warn_at)?;
+        for signal in signals.unheard() {
+            pass_on(&child, signal);
         }
         let now = Instant::now();
         if let (Some(at), Some(after)) = (warn_at, warn_after)
@@ -295,7 +310,8 @@ fn follow(
     }
 }
 
-fn pass_on(child: &Child, signal: i32) {
+/// Sends a signal to the command, which is not reaped yet.
+pub(crate) fn pass_on(child: &Child, signal: i32) {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     if let (Some(pid), Some(signal)) = (pid, Signal::from_named_raw(signal)) {
         // ESRCH can't be: it is not reaped yet.
@@ -303,7 +319,8 @@ fn pass_on(child: &Child, signal: i32) {
     }
 }
 
-pub(super) fn command_line(command: &Command) -> String {
+/// A command in words.
+pub(crate) fn command_line(command: &Command) -> String {
     let words = [command.get_program()].into_iter().chain(command.get_args());
     let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
     crate::text::shorten(&words.join(" "), 80)

@@ -349,7 +349,7 @@ pub(super) fn sleeper(sleep: impl FnOnce() + Send + 'static) -> Result<(), Mutex
 }
 
 /// Sleeps until one of the descriptors is readable, or the deadline.
-pub(super) fn sleep<'a>(
+pub(crate) fn sleep<'a>(
     descriptors: impl Iterator<Item = BorrowedFd<'a>>,
     deadline: Option<Instant>,
 ) -> io::Result<()> {
