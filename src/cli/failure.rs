@@ -18,6 +18,8 @@ pub(super) mod code {
     pub(crate) const UNREACHABLE: u8 = 69;
     pub(crate) const INTERNAL: u8 = 70;
     pub(crate) const BUSY: u8 = 75;
+    /// A fleet-wide mutex was lost while its command ran.
+    pub(crate) const LOST: u8 = 76;
     pub(crate) const NOT_ALLOWED: u8 = 77;
     pub(crate) const TIMED_OUT: u8 = 124;
     pub(crate) const NOT_EXECUTABLE: u8 = 126;

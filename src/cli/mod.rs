@@ -186,7 +186,7 @@ fn run_command(words: &[OsString]) -> Result<ExitCode, Failure> {
         return flock::flock(words, Folders::default().set());
     }
     if let Some(MutexRun { folders, args }) = MutexRun::try_parse(words) {
-        return mutex::run(&args, &Directories::mutex_folder(folders.set())?);
+        return mutex::run(&args, folders.set());
     }
     dispatch(Cli::parse_from(words))
 }
@@ -195,7 +195,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     let set = cli.folders.set();
     // No runtime and no other folder: it is on the way of every protected command.
     if let Command::Mutex(args) = cli.command {
-        return mutex::mutex(args, &Directories::mutex_folder(set)?);
+        return mutex::mutex(args, set);
     }
     if let Command::Flock(args) = cli.command {
         return flock::flock(&args.words, set);
@@ -230,7 +230,11 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Forget(args) => asynchronous(forget::forget(args, folders)),
         Command::Demo(args) => asynchronous(demo::demo(args, folders)),
         Command::RebootAndResume(args) => reboot::reboot_and_resume(args),
-        Command::Mutex(args) => mutex::mutex(args, &folders.mutex),
+        Command::Mutex(args) => {
+            let (config, mutex) = (Some(folders.config), Some(folders.mutex));
+            let set = DirectoryOverrides { config, mutex, ..DirectoryOverrides::default() };
+            mutex::mutex(args, set)
+        }
         Command::Flock(args) => {
             let mutex = Some(folders.mutex);
             flock::flock(&args.words, DirectoryOverrides { mutex, ..DirectoryOverrides::default() })

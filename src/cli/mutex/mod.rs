@@ -3,13 +3,13 @@
 mod acquire;
 mod append;
 mod breaking;
+mod fleet;
 mod once;
 mod run;
 mod status;
 mod watch;
 mod wish;
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
@@ -18,6 +18,8 @@ pub(super) use run::{RunArgs, run};
 
 use super::failure::Failure;
 use super::screen::write_out;
+use crate::config::Directories;
+use crate::config::directories::DirectoryOverrides;
 use crate::mutex::MutexName;
 pub(super) use run::{exit_code, wait_of};
 pub(super) use status::outsider;
@@ -49,9 +51,13 @@ enum MutexCommand {
     },
 }
 
-pub(super) fn mutex(args: MutexArgs, root: &Path) -> Result<ExitCode, Failure> {
+pub(super) fn mutex(args: MutexArgs, set: DirectoryOverrides) -> Result<ExitCode, Failure> {
+    if let MutexCommand::Run(args) = &args.command {
+        return run(args, set);
+    }
+    let root = &Directories::mutex_folder(set.clone())?;
     match args.command {
-        MutexCommand::Run(args) => run(&args, root),
+        MutexCommand::Run(args) => run(&args, set),
         MutexCommand::Acquire(args) => acquire::acquire(args, root),
         MutexCommand::Release(args) => acquire::release(&args, root),
         MutexCommand::Once(args) => once::once(&args, root),

@@ -3,7 +3,6 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus};
 use std::time::Duration;
 
@@ -12,9 +11,12 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGQUIT};
 use signal_hook::low_level::emulate_default_handler;
 
+use super::fleet::{self, FleetArgs};
 use super::wish::WishArgs;
 use crate::cli::failure::{Failure, code, complain};
 use crate::cli::interval;
+use crate::config::Directories;
+use crate::config::directories::DirectoryOverrides;
 use crate::mutex::holder::{self, HolderError, Notice, Ran, Wish};
 use crate::mutex::{Blocked, MutexError, MutexName};
 use crate::snapshot::Wait;
@@ -26,9 +28,11 @@ Examples:
   baton mutex run --timeout 5m iis-metabase -- ./configure-site.sh
   baton mutex run --no-wait machine -- apt-get upgrade    75 when a deployment runs
   baton mutex run a b -- ./both.sh      several at once; two callers never block each other
+  baton mutex run --fleet web --etcd http://etcd:2379 -- ./deploy.sh    one of all machines
 
 Exit status: the command's own; 75 when a mutex was not obtained in time, 126/127 when the command
-could not be started, 70 when the mutex folder can't be used.";
+could not be started, 70 when the mutex folder can't be used. With --fleet also 76 when the mutex was
+lost and the command ended for that, 69 when etcd can't be reached.";
 
 /// Run a command while holding one or more mutexes
 ///
@@ -40,15 +44,21 @@ pub(in crate::cli) struct RunArgs {
     #[command(flatten)]
     wish: WishArgs,
     /// Report when the mutexes are held longer, again and again
-    #[arg(long, value_name = "TIME", value_parser = interval)]
+    #[arg(long, value_name = "TIME", value_parser = interval, conflicts_with = "fleet")]
     warn_after: Option<Duration>,
+    #[command(flatten)]
+    fleet: FleetArgs,
     /// The mutexes, then -- and the command
     // Options end at the first name, so that they can't be mistaken for the command's.
     #[arg(value_name = "NAME… -- COMMAND", required = true, trailing_var_arg = true)]
     words: Vec<OsString>,
 }
 
-pub(in crate::cli) fn run(args: &RunArgs, root: &Path) -> Result<ExitCode, Failure> {
+pub(in crate::cli) fn run(args: &RunArgs, set: DirectoryOverrides) -> Result<ExitCode, Failure> {
+    if let Some(name) = &args.fleet.fleet {
+        return fleet::run(name, &args.fleet, &args.wish, &args.words, set);
+    }
+    let root = &Directories::mutex_folder(set)?;
     let (names, command) = split(&args.words)?;
     let wish = Wish { warn_after: args.warn_after, ..args.wish.wish(names) };
     let mut process = Command::new(&command[0]);

@@ -31,7 +31,7 @@ pub(in crate::cli) struct WishArgs {
     no_wait: bool,
     /// Why, for those who wait behind
     #[arg(long, value_name = "TEXT", default_value = "", value_parser = reason)]
-    reason: String,
+    pub(super) reason: String,
     /// The exit status when a mutex was not obtained in time
     #[arg(long, short = 'E', value_name = "N", default_value_t = code::BUSY)]
     pub(super) conflict_exit_code: u8,
@@ -51,14 +51,29 @@ impl WishArgs {
             None if self.shared => Mode::Shared,
             None => Mode::Exclusive,
         };
-        let patience = match self.timeout {
-            Some(limit) => Patience::Limited(limit),
-            None if self.no_wait => Patience::None,
-            None => Patience::Unlimited,
-        };
+        let patience = self.patience();
         let claims = names.into_iter().map(|name| Claim { name, mode }).collect();
         let (reason, remind, is_told) = (self.reason.clone(), self.remind, !self.quiet);
         Wish { patience, reason, remind, is_told, ..Wish::of(claims) }
+    }
+
+    /// How long to wait.
+    pub(super) fn patience(&self) -> Patience {
+        match self.timeout {
+            Some(limit) => Patience::Limited(limit),
+            None if self.no_wait => Patience::None,
+            None => Patience::Unlimited,
+        }
+    }
+
+    /// How often to tell about a wait in which nothing changes.
+    pub(super) fn remind(&self) -> Duration {
+        self.remind
+    }
+
+    /// Whether waits are not told.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.quiet
     }
 }
 
