@@ -1,4 +1,5 @@
-//! Other processes, by `/proc`: who is below whom, a signal to exactly one.
+//! Other processes, by `/proc`: who is below whom, a signal to exactly one. And of this one, what it has
+//! open and may open.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,7 +9,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, getrlimit, pidfd_open,
+    pidfd_send_signal, setrlimit,
+};
 
 use crate::text::shorten;
 
@@ -232,6 +236,24 @@ pub fn below(pid: u32) -> Vec<Process> {
         }
     }
     found
+}
+
+/// Lets this process open as many files as it may (the soft limit becomes the hard one). Returns how many
+/// it was before, unless there was nothing to raise.
+pub fn raise_open_files() -> Option<u64> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let before = current.filter(|current| maximum.is_none_or(|maximum| *current < maximum))?;
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    raised.is_ok().then_some(before)
+}
+
+/// Sets how many files this process, and those that it starts from now on, may open (the soft limit; the
+/// hard one stays). What is open stays open.
+pub fn limit_open_files(count: u64) {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let current = Some(maximum.map_or(count, |maximum| count.min(maximum)));
+    // Lowering is always allowed.
+    setrlimit(Resource::Nofile, Rlimit { current, maximum }).unwrap_or_default();
 }
 
 /// Closes what the caller had open beyond the standard streams, at the start of a process that outlives

@@ -153,6 +153,7 @@ impl Agent {
                     .map_or(settings.max_output_bytes, |own| own.min(settings.max_output_bytes)),
                 min_free_bytes: settings.min_free_bytes,
             },
+            open_files: settings.open_files,
             stragglers: spec.stragglers,
             boot_id: super::recover::boot_id(),
             service_messages: spec.service_messages,

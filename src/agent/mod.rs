@@ -78,6 +78,9 @@ pub struct Settings {
     pub reboot_command: Vec<String>,
     /// What is kept of scripts that are done; `None`: all.
     pub retention: Option<Retention>,
+    /// How many files a script may open (the soft limit), when the agent raised its own; `None`: as many
+    /// as the agent.
+    pub open_files: Option<u64>,
     /// Whether scripts end with the agent (an embedded one) or outlive it.
     pub tied: bool,
 }

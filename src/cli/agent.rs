@@ -227,6 +227,8 @@ fn log_to_stderr(format: LogFormat) {
 }
 
 async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode, Failure> {
+    // Each script takes a few; the usual limit of 1024 would be that of the queue.
+    let open_files = crate::process::raise_open_files();
     let overrides = Overrides { listen: args.listen, name: args.name };
     let config = Config::load(&folders.config, overrides)?;
     let stop = CancellationToken::new();
@@ -238,7 +240,7 @@ async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode, Failure> {
         listeners.tcp = Some(listen_tcp(address, &folders, &tasks, &stop).await?);
     }
     // What comes back after a restart may wait for the disk.
-    let open = Agent::open(settings(&folders, &config)?);
+    let open = Agent::open(settings(&folders, &config, open_files)?);
     let Some(agent) = stop.run_until_cancelled(open).await else {
         return Ok(ExitCode::SUCCESS);
     };
@@ -267,7 +269,11 @@ fn socket_text(socket: &Path) -> String {
     format!("socket {}", socket.display())
 }
 
-fn settings(folders: &Directories, config: &Config) -> Result<Settings, Failure> {
+fn settings(
+    folders: &Directories,
+    config: &Config,
+    open_files: Option<u64>,
+) -> Result<Settings, Failure> {
     Ok(Settings {
         state: folders.state.clone(),
         mutexes: folders.mutex.clone(),
@@ -279,6 +285,7 @@ fn settings(folders: &Directories, config: &Config) -> Result<Settings, Failure>
         files: config.files.clone(),
         reboot_command: config.reboot_command.clone(),
         retention: Some(config.retention.clone()),
+        open_files,
         tied: false,
     })
 }

@@ -74,6 +74,7 @@ impl Embedded {
             reboot_command: Vec::new(),
             // Its state goes with the command.
             retention: None,
+            open_files: None,
             tied: true,
         })
         .await?;

@@ -54,6 +54,9 @@ pub struct Job {
     pub grace: Duration,
     /// How much output is kept.
     pub output: journal::Limits,
+    /// How many files the script may open (the soft limit); `None`: as many as its supervisor.
+    #[serde(default)]
+    pub open_files: Option<u64>,
     /// What becomes of processes that are left at its end.
     pub stragglers: StragglerPolicy,
     /// The run of the machine in which it was launched.

@@ -108,10 +108,17 @@ impl Tree {
             .stderr(stderr_writer)
             // A group of its own, by posix_spawn: pre_exec would fork.
             .process_group(0);
+        // Inherited, so it is this process's for that moment; between fork and exec nothing runs here.
+        if let Some(count) = job.open_files {
+            process::limit_open_files(count);
+        }
         #[expect(clippy::disallowed_methods, reason = "this is the home of scripts")]
-        let child = command
-            .spawn()
-            .map_err(|error| StartError::Refused { program: name.clone(), error })?;
+        let spawned = command.spawn();
+        if job.open_files.is_some() {
+            process::raise_open_files();
+        }
+        let child =
+            spawned.map_err(|error| StartError::Refused { program: name.clone(), error })?;
         let leader = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let leader = leader.ok_or_else(|| agent("the system gave no process id"))?;
         Ok((Self { leader, leader_is_reaped: false }, Pipes { stdout, stderr }))
