@@ -70,7 +70,7 @@ async fn at_every_crash_point_nothing_is_lost_runs_twice_or_overlaps() {
             let script = Started { client: agent.client.clone(), id: id.parse().unwrap() };
             let outcome = script.outcome().await;
             if let OutcomeKind::Lost { reason } = &outcome.kind {
-                assert_eq!(reason, "its supervisor was killed", "{point}");
+                assert_eq!(reason, "its supervisor was killed by SIGKILL", "{point}");
                 lost += 1;
             } else {
                 assert!(exited(&outcome, 0), "{point}: {outcome:?}");

@@ -12,11 +12,13 @@ use std::time::Duration;
 use baton::journal::EventScanner;
 use baton::script::OutcomeKind;
 use baton::supervisor::job::Report;
-use support::disk::Small;
-use support::{World, finish};
+use support::disk::{ReadOnly, Small};
+use support::{Started, TestAgent, World, finish};
 
 /// How long a script is watched that must not end; three tries to launch it take three seconds.
 const WATCHED: Duration = Duration::from_secs(5);
+/// How long a script is watched whose outcome is tried to be written again and again.
+const SHORT: Duration = Duration::from_secs(2);
 
 #[tokio::test]
 async fn a_disk_that_is_full_for_a_while_costs_no_queued_script() {
@@ -69,7 +71,7 @@ async fn a_script_that_fills_the_disk_ends_with_its_outcome_and_others_go_on() {
     std::fs::remove_file(ballast).unwrap();
     let again = agent.script("exit 5").start().await;
     assert_eq!(again.outcome().await.kind, OutcomeKind::Exited { code: 5 });
-    let fill = support::Started { client: agent.client.clone(), id: "fill".parse().unwrap() };
+    let fill = Started { client: agent.client.clone(), id: "fill".parse().unwrap() };
     let outcome = fill.outcome().await;
     assert_eq!(outcome.kind, OutcomeKind::Exited { code: 3 });
     // Said in the outcome, and at the journal's end.
@@ -83,4 +85,39 @@ async fn a_script_that_fills_the_disk_ends_with_its_outcome_and_others_go_on() {
     let bytes = outcome.output_dropped_bytes;
     let told: Report = serde_json::from_slice(&last).unwrap();
     assert_eq!(told, Report::OutputDropped { cause, bytes });
+}
+
+/// A script that ends when its folder can't be written any more; `None` where that may not be done.
+async fn ends_on_a_read_only_disk(world: &World, agent: &TestAgent) -> Option<(Started, ReadOnly)> {
+    let gate = world.gate();
+    let script = agent.script(format!("echo on; {}", gate.wait())).id("last").start().await;
+    script.has_written(3).await;
+    let read_only = ReadOnly::make(&agent.folder.join("state/scripts/last"));
+    gate.open();
+    Some((script, read_only?))
+}
+
+#[tokio::test]
+async fn an_outcome_waits_for_a_disk_that_is_read_only_for_a_while() {
+    let world = World::new();
+    let agent = world.agent_at("a", &["--listen", "none"]).await;
+    let Some((script, read_only)) = ends_on_a_read_only_disk(&world, &agent).await else {
+        eprintln!("skipped: no file system may be mounted here");
+        return;
+    };
+    assert!(tokio::time::timeout(SHORT, script.outcome()).await.is_err());
+    drop(read_only);
+    assert_eq!(script.outcome().await.kind, OutcomeKind::Exited { code: 0 });
+}
+
+#[tokio::test]
+async fn an_outcome_that_can_t_be_written_is_lost_with_why() {
+    let world = World::new();
+    let agent = world.agent_at("a", &["--listen", "none"]).await;
+    let Some((script, _read_only)) = ends_on_a_read_only_disk(&world, &agent).await else {
+        eprintln!("skipped: no file system may be mounted here");
+        return;
+    };
+    let reason = "its outcome could not be written: the file system was read-only".to_owned();
+    assert_eq!(script.outcome().await.kind, OutcomeKind::Lost { reason });
 }

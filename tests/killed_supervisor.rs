@@ -43,8 +43,8 @@ fn next(world: &World, agent: &TestAgent) -> Draft {
     ))
 }
 
-fn assert_is_lost(world: &World, outcome: &Outcome) {
-    let reason = "its supervisor was killed".to_owned();
+fn assert_is_lost(world: &World, outcome: &Outcome, seen: &str) {
+    let reason = format!("its supervisor was killed{seen}");
     assert_eq!(outcome.kind, OutcomeKind::Lost { reason });
     assert_eq!(outcome.stragglers.len(), 2, "{outcome:?}");
     let pid = lines(&world.path("pid")).remove(0).parse().unwrap();
@@ -59,7 +59,7 @@ async fn what_it_left_is_ended_before_the_next_one_runs_and_it_is_lost() {
     script.has_written(3).await;
     let next = next(&world, &agent).start().await;
     support::end_supervisor(&agent.folder.join("state/scripts/first"));
-    assert_is_lost(&world, &script.outcome().await);
+    assert_is_lost(&world, &script.outcome().await, " by SIGKILL");
     assert!(exited(&next.outcome().await, 0));
     assert_eq!(lines(&world.path("log")), ["clean", "next"]);
 }
@@ -77,7 +77,7 @@ async fn so_it_is_when_the_agent_was_killed_before_and_for_those_outside_of_it()
     support::end_supervisor(&world.path("a/state/scripts/first"));
     let again = world.agent_at("a", &["--listen", "none"]).await;
     let script = Started { client: again.client.clone(), id: script.id };
-    assert_is_lost(&world, &script.outcome().await);
+    assert_is_lost(&world, &script.outcome().await, ", or failed: nobody saw its end");
     assert!(exited(&waiter.outcome().await, 0));
     assert_eq!(lines(&world.path("log")), ["clean", "next"]);
 }
@@ -95,7 +95,7 @@ async fn what_has_only_inherited_the_mutex_is_ended_too() {
     script.has_written(3).await;
     let next = next(&world, &agent).start().await;
     support::end_supervisor(&agent.folder.join("state/scripts/first"));
-    assert_is_lost(&world, &script.outcome().await);
+    assert_is_lost(&world, &script.outcome().await, " by SIGKILL");
     assert!(exited(&next.outcome().await, 0));
     assert_eq!(lines(&world.path("log")), ["next"]);
 }
@@ -107,6 +107,6 @@ async fn an_observer_that_holds_nothing_is_ended_too() {
     let script = stubborn(&world, &agent).observer().id("first").start().await;
     script.has_written(3).await;
     support::end_supervisor(&agent.folder.join("state/scripts/first"));
-    assert_is_lost(&world, &script.outcome().await);
+    assert_is_lost(&world, &script.outcome().await, " by SIGKILL");
     assert_eq!(lines(&world.path("log")), ["clean"]);
 }

@@ -62,18 +62,26 @@ impl Agent {
         supervisor: Supervisor,
         continues: Option<String>,
     ) {
-        let seen = self.follow_supervisor(&spec.script_id, supervisor, continues).await;
-        let seen = seen.map(|seen| seen.starting.then_some(seen.leader));
-        self.wind_up(&spec, seen).await;
+        let followed = self.follow_supervisor(&spec.script_id, supervisor, continues).await;
+        let (seen, end) = match followed {
+            Ok((seen, end)) => (Ok(seen.starting.then_some(seen.leader)), end),
+            Err(error) => (Err(error), None),
+        };
+        self.wind_up(&spec, seen, end).await;
     }
 
     /// Records the end of a script whose supervisor has ended. `ran` has the first process of one that may
-    /// have run.
-    pub(super) async fn wind_up(&self, spec: &Arc<Spec>, ran: Result<Ran, AgentError>) {
+    /// have run, `end` how the supervisor ended if that was seen.
+    pub(super) async fn wind_up(
+        &self,
+        spec: &Arc<Spec>,
+        ran: Result<Ran, AgentError>,
+        end: Option<ExitStatus>,
+    ) {
         let id = &spec.script_id;
         let has_run = matches!(ran, Ok(Some(_)));
         let lost = match ran {
-            Ok(Some(leader)) => self.lost(spec, leader).await,
+            Ok(Some(leader)) => self.lost(spec, leader, end).await,
             Ok(None) => Ok(None),
             Err(error) => Err(error),
         };
@@ -100,11 +108,12 @@ impl Agent {
         &self,
         spec: &Arc<Spec>,
         leader: Option<ProcessId>,
+        end: Option<ExitStatus>,
     ) -> Result<Option<Outcome>, AgentError> {
         let id = &spec.script_id;
         let reason = match self.ending(id).await {
             Ok(Some(_)) => return Ok(None),
-            Ok(None) => super::recover::lost_reason(),
+            Ok(None) => super::lost::reason(end),
             Err(error @ AgentError::Workspace(WorkspaceError::Damaged { .. })) => {
                 crate::text::chain(&error)
             }
@@ -126,13 +135,13 @@ impl Agent {
         Ok(super::blocking(move || workspace.read_json(&workspace.outcome())).await??)
     }
 
-    /// Returns when the supervisor has ended.
+    /// Returns when the supervisor has ended, with how if that was seen.
     async fn follow_supervisor(
         &self,
         id: &ScriptId,
         mut supervisor: Supervisor,
         skips_to: Option<String>,
-    ) -> Result<Seen, AgentError> {
+    ) -> Result<(Seen, Option<ExitStatus>), AgentError> {
         let journal = self.workspace(id).journal();
         let mut watch: Option<FileWatch> = match self.inner.watcher.watch(&journal) {
             Ok(watch) => Some(watch),
@@ -158,7 +167,7 @@ impl Agent {
         if status.and_then(|status| status.code()) == Some(i32::from(crate::supervisor::LACK)) {
             self.lacks(id).await;
         }
-        self.read_reports(id, seen).await
+        Ok((self.read_reports(id, seen).await?, status))
     }
 
     /// The machine lacked something that the supervisor needed: the script is no worse for it.

@@ -20,6 +20,7 @@ mod housekeeper;
 mod launch;
 mod list;
 mod lock;
+mod lost;
 mod orphans;
 pub mod queue;
 mod reboot;

@@ -61,7 +61,7 @@ impl Agent {
         let fate = Fate::Ended;
         let name = |p: &Process| Straggler { pid: p.pid, command: p.command_line(), fate };
         let named: Vec<Straggler> = living.iter().take(MAX_NAMED).map(name).collect();
-        warn!(processes = ?named, "its supervisor was killed; what it left is ended");
+        warn!(processes = ?named, "its supervisor is gone; what it left is ended");
         for process in living {
             process.signal(Signal::TERM);
             // One that was stopped would not hear it.

@@ -134,7 +134,8 @@ impl Agent {
                         }
                         let agent = self.clone();
                         // The others don't wait for what is left of it.
-                        let wind_up = async move { agent.wind_up(&spec, Ok(Some(leader))).await };
+                        let wind_up =
+                            async move { agent.wind_up(&spec, Ok(Some(leader)), None).await };
                         self.spawn(wind_up.instrument(Span::current()));
                         Ok(())
                     }
@@ -212,9 +213,4 @@ fn living_supervisor(
 pub(super) fn boot_id() -> String {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.trim().to_owned()
-}
-
-/// Why the end of a script that ran isn't known.
-pub(super) fn lost_reason() -> String {
-    "its supervisor was killed".to_owned()
 }

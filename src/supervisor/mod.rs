@@ -16,6 +16,7 @@
 
 mod course;
 pub mod job;
+mod record;
 mod restart;
 mod returns;
 mod run;
@@ -33,14 +34,14 @@ use jiff::Timestamp;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
-use crate::crash;
 use crate::journal::{self, Writer};
 use crate::mutex::abandoned::{self, Abandoned};
 use crate::mutex::{MutexError, os};
 use crate::script::{Fate, Outcome, OutcomeKind, StartProblem};
 use crate::text::chain;
 use crate::workspace::{Workspace, WorkspaceError, is_lack};
-use job::{Assignment, Cancel, Ending, Job, Report};
+use job::{Assignment, Cancel, Job, Report};
+pub use record::Unwritten;
 use restart::Asked;
 
 /// The exit status of a supervisor that could not begin because the machine lacks something now:
@@ -58,6 +59,8 @@ enum SuperviseError {
     Mutex(#[from] MutexError),
     #[error("output journal")]
     Journal(#[from] journal::JournalError),
+    #[error("outcome")]
+    Outcome(#[source] WorkspaceError),
     #[error("system call")]
     System(#[from] io::Error),
 }
@@ -73,7 +76,10 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
-            if is_lack(&error) { ExitCode::from(LACK) } else { ExitCode::FAILURE }
+            if let SuperviseError::Outcome(error) = &error {
+                return Unwritten::from_error(error).status().into();
+            }
+            if is_lack(&error) { LACK.into() } else { ExitCode::FAILURE }
         }
     }
 }
@@ -259,33 +265,6 @@ impl Supervision {
     fn report(&mut self, report: &Report) -> Result<(), SuperviseError> {
         let text = serde_json::to_vec(report).map_err(io::Error::from)?;
         Ok(self.journal.append_event(&text, Timestamp::now())?)
-    }
-
-    /// Puts the outcome on disk.
-    fn record(
-        &mut self,
-        mut outcome: Outcome,
-        started_at: Option<Timestamp>,
-    ) -> Result<(), SuperviseError> {
-        self.workspace.use_reserve();
-        if let Some((cause, bytes)) = self.journal.dropped() {
-            outcome.output_dropped_bytes = bytes;
-            outcome.output_drop_cause = Some(cause);
-            self.tell(&Report::OutputDropped { cause, bytes });
-        }
-        // The outcome must be known even if the output can't be kept.
-        let synced = self.journal.sync();
-        let ending = Ending { outcome, started_at, ended_at: Timestamp::now() };
-        crash::point("before outcome");
-        let path = self.workspace.outcome();
-        let written = self.workspace.write_json(&path, &ending).or_else(|error| {
-            // How it ended counts more than what it gave back.
-            let lighter = returns::without_values(ending).ok_or(error)?;
-            self.workspace.write_json(&path, &lighter)
-        });
-        written?;
-        crash::point("after outcome");
-        Ok(synced?)
     }
 
     fn cancel(&self) -> Option<Cancel> {

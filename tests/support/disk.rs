@@ -1,4 +1,4 @@
-//! A small file system of a test. Mounting one needs root.
+//! Small and read-only file systems of a test. Mounting one needs root.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,6 +19,35 @@ impl Small {
 
 impl Drop for Small {
     fn drop(&mut self) {
-        drop(Command::new("umount").arg("--lazy").arg(&self.0).status());
+        unmount(&self.0);
     }
+}
+
+/// A folder that is read-only as a file system is, until this is dropped. What was open before is not.
+pub struct ReadOnly(PathBuf);
+
+impl ReadOnly {
+    /// `None` where this may not be done.
+    pub fn make(path: &Path) -> Option<Self> {
+        let mount = |options: &str, source: &Path| {
+            let mut mount = Command::new("mount");
+            mount.args(["-o", options]).arg(source).arg(path);
+            mount.status().is_ok_and(|status| status.success())
+        };
+        if !mount("bind", path) {
+            return None;
+        }
+        let read_only = Self(path.to_owned());
+        mount("remount,bind,ro", path).then_some(read_only)
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        unmount(&self.0);
+    }
+}
+
+fn unmount(path: &Path) {
+    drop(Command::new("umount").arg("--lazy").arg(path).status());
 }
