@@ -1,7 +1,7 @@
 //! Promise: a full disk is said, holds nobody up, and is over when there is room again. Needs to mount
 //! a small file system, so it runs as root only.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails here")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on fails here")]
 
 mod support;
 
@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::time::Duration;
 
+use baton::client::Heard;
 use baton::journal::EventScanner;
 use baton::script::OutcomeKind;
 use baton::supervisor::job::Report;
@@ -17,6 +18,9 @@ use support::{Started, TestAgent, World, finish};
 
 /// How long a script is watched that must not end; three tries to launch it take three seconds.
 const WATCHED: Duration = Duration::from_secs(5);
+/// How much is written onto a disk without room: more than the pipe takes, so that most of it was read when
+/// all is written.
+const LOST: usize = 3 << 20;
 /// How long a script is watched whose outcome is tried to be written again and again.
 const SHORT: Duration = Duration::from_secs(2);
 
@@ -84,7 +88,10 @@ async fn a_script_that_fills_the_disk_ends_with_its_outcome_and_others_go_on() {
     }
     let bytes = outcome.output_dropped_bytes;
     let told: Report = serde_json::from_slice(&last).unwrap();
-    assert_eq!(told, Report::OutputDropped { cause, bytes });
+    let Report::OutputDropped { cause: told_cause, bytes: told_bytes, .. } = told else {
+        panic!("{told:?}");
+    };
+    assert_eq!((told_cause, told_bytes), (cause, bytes));
 }
 
 /// A script that ends when its folder can't be written any more; `None` where that may not be done.
@@ -120,4 +127,56 @@ async fn an_outcome_that_can_t_be_written_is_lost_with_why() {
     };
     let reason = "its outcome could not be written: the file system was read-only".to_owned();
     assert_eq!(script.outcome().await.kind, OutcomeKind::Lost { reason });
+}
+
+#[tokio::test]
+async fn output_that_is_missing_in_the_middle_is_marked_at_its_place() {
+    let world = World::new();
+    let Some(_small) = Small::mount(&world.path("a/state/scripts"), 2) else {
+        eprintln!("skipped: no file system may be mounted here");
+        return;
+    };
+    let agent = world.agent_at("a", &["--listen", "none"]).await;
+    let (gate, written) = (world.gate(), world.gate());
+    let text = format!(
+        "echo before; {}; head -c {LOST} /dev/zero; {}; {}; echo after",
+        gate.wait(),
+        written.say(),
+        gate.wait()
+    );
+    let script = agent.script(text).id("hole").start().await;
+    script.has_written(7).await;
+    let ballast = world.path("a/state/scripts/fill");
+    let mut file = File::create(&ballast).unwrap();
+    while file.write_all(&[0; 512]).is_ok() {}
+    drop(file);
+    gate.open();
+    written.is_said().await;
+    std::fs::remove_file(ballast).unwrap();
+    gate.open();
+    let dropped = script.outcome().await.output_dropped_bytes;
+    assert!(dropped > 0);
+    // From the start, and from the place itself.
+    for (start, before) in [(0, "before\n"), (7, "")] {
+        let mut following = script.client.watch(script.id.clone(), start, true);
+        let (mut output, mut told) = (Vec::new(), 0);
+        while let Some(heard) = support::soon("the end", following.next()).await.unwrap() {
+            match heard {
+                Heard::Output { data, .. } => output.extend_from_slice(&data),
+                Heard::OutputMissing { offset, bytes, cause } => {
+                    assert!(!output.ends_with(b"after\n") && cause.is_some(), "{offset} {cause:?}");
+                    assert_eq!(offset, start + u64::try_from(output.len()).unwrap());
+                    told += bytes;
+                }
+                Heard::Script(_) => {}
+                Heard::Interrupted(error) => panic!("{error}"),
+            }
+        }
+        let zeros = LOST - usize::try_from(dropped).unwrap();
+        let whole = [before.as_bytes(), &vec![0; zeros], b"after\n"].concat();
+        assert_eq!((told, output.len()), (dropped, whole.len()));
+        assert!(output == whole);
+    }
+    let (_, _, error) = finish(world.baton_at("a").args(["logs", "hole"]));
+    assert!(error.contains("bytes of output are missing at byte"), "{error}");
 }

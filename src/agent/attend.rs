@@ -256,8 +256,8 @@ impl Agent {
                     living.changed.send_replace(());
                 }
             }
-            // The outcome tells it; what is missing is missing for whoever watches too.
-            Report::OutputDropped { cause, bytes } => {
+            // The outcome tells it, and a follower reads it at its place.
+            Report::OutputDropped { cause, bytes, here: _ } => {
                 warn!(%cause, bytes, "output of the script is not kept");
             }
             Report::Stopping => self.table().apply(id, Event::Stop)?,

@@ -9,8 +9,9 @@ use tokio::sync::watch;
 
 use super::{Agent, AgentError};
 use crate::journal::{JournalError, Reader, Record};
-use crate::script::{ScriptId, Stream};
+use crate::script::{DropCause, ScriptId, Stream};
 use crate::snapshot::Snapshot;
+use crate::supervisor::job::Report;
 use crate::values::message::Level;
 
 /// How much output is read at once before it is sent.
@@ -34,12 +35,14 @@ pub enum Followed {
         /// When it was read from the script.
         time: Timestamp,
     },
-    /// The log is cut or damaged: what comes after is missing.
+    /// Output is missing here.
     OutputMissing {
         /// How many bytes of output come before it.
         offset: u64,
         /// How many are missing, as far as it is known; else 0.
         bytes: u64,
+        /// Why it was not kept; `None`: the log is cut or damaged, and what comes after is missing too.
+        cause: Option<DropCause>,
     },
 }
 
@@ -158,7 +161,8 @@ impl Follow {
         let reader = self.reader.as_ref()?;
         let bytes = script.output_bytes.saturating_sub(self.read_until);
         let offset = self.read_until;
-        (reader.is_damaged() || bytes > 0).then_some(Followed::OutputMissing { offset, bytes })
+        let is_missing = reader.is_damaged() || bytes > 0;
+        is_missing.then_some(Followed::OutputMissing { offset, bytes, cause: None })
     }
 
     async fn changed(&mut self) {
@@ -213,7 +217,9 @@ impl Follow {
                         bytes += data.len();
                         batch.push_back(Followed::Output { stream, level, data, offset, time });
                     }
-                    Ok(Some(Record::Event { .. })) => {}
+                    Ok(Some(Record::Event { payload, .. })) => {
+                        batch.extend(gap(&payload, reader.offset()));
+                    }
                     Ok(None) => break,
                     Err(error) => return (reader, batch, Err(error)),
                 }
@@ -222,10 +228,22 @@ impl Follow {
         };
         let (reader, batch, result) = super::blocking(read).await?;
         self.reader = Some(reader);
-        if let Some(Followed::Output { data, offset, .. }) = batch.back() {
-            self.read_until = offset + u64::try_from(data.len()).unwrap_or(u64::MAX);
+        for event in &batch {
+            if let Followed::Output { data, offset, .. } = event {
+                self.read_until = offset + u64::try_from(data.len()).unwrap_or(u64::MAX);
+            }
         }
         self.pending = batch;
         result.map_err(|source| AgentError::Output { id: self.id.clone(), source })
+    }
+}
+
+/// What a supervisor's event says of output that is missing at its place.
+fn gap(event: &[u8], offset: u64) -> Option<Followed> {
+    match serde_json::from_slice(event) {
+        Ok(Report::OutputDropped { cause, here: bytes, .. }) if bytes > 0 => {
+            Some(Followed::OutputMissing { offset, bytes, cause: Some(cause) })
+        }
+        _ => None,
     }
 }

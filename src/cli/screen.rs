@@ -12,7 +12,9 @@ use serde_json::{Value, json};
 use super::failure::{Failure, code, complain, has_colours};
 use super::show;
 use crate::client::Heard;
-use crate::script::{Fate, Outcome, OutcomeKind, Phase, StartProblem, Straggler, Stream};
+use crate::script::{
+    DropCause, Fate, Outcome, OutcomeKind, Phase, StartProblem, Straggler, Stream,
+};
 use crate::snapshot::Snapshot;
 use crate::values::Progress;
 use crate::values::message::Level;
@@ -96,14 +98,12 @@ impl Screen {
                 self.at_start = data.ends_with(b"\n");
                 self.show_progress();
             }
-            Heard::OutputMissing { offset, bytes } => {
+            Heard::OutputMissing { offset, bytes, cause } => {
                 if self.json {
-                    let event =
-                        json!({"event": "output_missing", "offset": offset, "bytes": bytes});
-                    return Ok(write_json(&event)?);
+                    return Ok(write_json(&missing_json(offset, bytes, cause))?);
                 }
                 self.clear();
-                complain(&missing(offset, bytes));
+                complain(&missing(offset, bytes, cause));
             }
             Heard::Interrupted(error) => {
                 self.clear();
@@ -204,7 +204,18 @@ fn paint(level: Level, data: &[u8], colours: bool) -> Option<Vec<u8>> {
     Some([colour, data, RESET].concat())
 }
 
-fn missing(offset: u64, bytes: u64) -> String {
+fn missing_json(offset: u64, bytes: u64, cause: Option<DropCause>) -> Value {
+    let mut event = json!({"event": "output_missing", "offset": offset, "bytes": bytes});
+    if let Some(cause) = cause {
+        event["cause"] = json!(cause);
+    }
+    event
+}
+
+fn missing(offset: u64, bytes: u64, cause: Option<DropCause>) -> String {
+    if let Some(cause) = cause {
+        return format!("baton: {bytes} bytes of output are missing at byte {offset}: {cause}");
+    }
     let what = if bytes > 0 { format!("{bytes} bytes of output") } else { "output".to_owned() };
     format!("baton: {what} from byte {offset} on can't be read: the log on disk is cut or damaged")
 }

@@ -6,11 +6,12 @@ use tonic::Streaming;
 
 use super::patience::Patience;
 use super::{Client, ClientError};
-use crate::script::{ScriptId, Stream};
+use crate::script::{DropCause, ScriptId, Stream};
 use crate::snapshot::Snapshot;
 use crate::spec::Spec;
 use crate::values::message::Level;
-use crate::wire::{WireError, v1};
+
+use crate::wire::{WireError, drop_cause, v1};
 
 /// What is heard of a script.
 #[derive(Debug)]
@@ -28,12 +29,14 @@ pub enum Heard {
         /// How many bytes of output come before.
         offset: u64,
     },
-    /// The log is cut or damaged: what comes after is missing.
+    /// Output is missing here. What one place misses may be told in parts, as it grows.
     OutputMissing {
         /// How many bytes of output come before it.
         offset: u64,
         /// How many are missing, as far as it is known; else 0.
         bytes: u64,
+        /// Why it was not kept; `None`: the log is cut or damaged, and what comes after is missing too.
+        cause: Option<DropCause>,
     },
     /// The connection broke; it is tried again.
     Interrupted(ClientError),
@@ -141,8 +144,10 @@ impl Following {
                 let v1::Output { data, offset, .. } = output;
                 Ok(Some(Heard::Output { stream, level, data, offset }))
             }
-            v1::script_event::Kind::OutputMissing(v1::OutputMissing { offset, bytes }) => {
-                Ok(Some(Heard::OutputMissing { offset, bytes }))
+            v1::script_event::Kind::OutputMissing(missing) => {
+                let cause = drop_cause(missing.cause());
+                let v1::OutputMissing { offset, bytes, .. } = missing;
+                Ok(Some(Heard::OutputMissing { offset, bytes, cause }))
             }
         }
     }

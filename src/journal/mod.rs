@@ -7,8 +7,8 @@
 //!    payload.
 //! 2. A cut or damaged tail is a shorter journal, never a wrong one; a reader says so.
 //! 3. The checksums are salted: a journal that a script prints is payload, not records.
-//! 4. What can't be kept (the limit, a full or nearly full disk) is counted, with the first reason; the
-//!    script is never held up.
+//! 4. What can't be kept (the limit, a full or nearly full disk) is counted, with the first reason, and
+//!    marked at its place; the script is never held up.
 //! 5. Output offsets count the bytes of both streams together, in the order in which they were read.
 
 mod reader;
@@ -18,7 +18,7 @@ mod writer;
 use std::path::PathBuf;
 
 pub use reader::{EventScanner, Reader, Record};
-pub use writer::{Limits, Writer};
+pub use writer::{Limits, Mark, Missing, Writer};
 
 /// What could not be done with a journal.
 #[derive(Debug, thiserror::Error)]

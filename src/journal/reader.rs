@@ -59,7 +59,9 @@ impl Reader {
     pub fn open_at_output(path: &Path, offset: u64) -> Result<Self, JournalError> {
         let mut cursor = Cursor::open(path, HOP_BYTES)?;
         while let Some(header) = cursor.header()? {
-            if header.next_offset() > offset || !cursor.has_payload(&header)? {
+            // Events at that place are no output that was read already.
+            let is_there = header.kind == Kind::Event && header.offset == offset;
+            if is_there || header.next_offset() > offset || !cursor.has_payload(&header)? {
                 break;
             }
             cursor.skip(&header);
@@ -97,6 +99,11 @@ impl Reader {
             }
         }
         Ok(None)
+    }
+
+    /// How many bytes of output come before the place where the reader stands.
+    pub fn offset(&self) -> u64 {
+        self.cursor.output_len.max(self.from)
     }
 
     /// Whether the journal is damaged where the reader stands: what comes after is lost.

@@ -40,6 +40,32 @@ pub struct Writer {
     room_until: u64,
     dropped: Option<DropCause>,
     dropped_bytes: u64,
+    /// Output that is missing where the writer stands.
+    gap: Gap,
+    mark: Option<Mark>,
+}
+
+/// The event that marks missing output at its place.
+pub type Mark = fn(&Missing) -> Vec<u8>;
+
+/// Output that was not kept, for the mark at its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missing {
+    /// Why, here.
+    pub cause: DropCause,
+    /// How many bytes since the last mark.
+    pub here: u64,
+    /// How many bytes of the whole output so far.
+    pub total: u64,
+}
+
+/// What is missing at one place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Gap {
+    cause: Option<DropCause>,
+    /// How many bytes no mark tells yet.
+    untold: u64,
+    is_marked: bool,
 }
 
 impl Writer {
@@ -68,6 +94,8 @@ impl Writer {
             room_until: 0,
             dropped: None,
             dropped_bytes: 0,
+            gap: Gap::default(),
+            mark: None,
         })
     }
 
@@ -101,6 +129,8 @@ impl Writer {
                 room_until: 0,
                 dropped: None,
                 dropped_bytes: 0,
+                gap: Gap::default(),
+                mark: None,
             },
         };
         if let Some((cause, bytes)) = dropped {
@@ -108,6 +138,13 @@ impl Writer {
             writer.dropped_bytes = bytes;
         }
         Ok(writer)
+    }
+
+    /// Lets missing output be marked at its place: when the first of it is dropped, and before what comes
+    /// after it.
+    #[must_use]
+    pub fn marking(self, mark: Mark) -> Self {
+        Self { mark: Some(mark), ..self }
     }
 
     /// Appends output. What can't be kept is counted (rule 4).
@@ -127,11 +164,15 @@ impl Writer {
             let room = self.limits.max_bytes.saturating_sub(self.output_len);
             let kept = &piece[..piece.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
             let kept = if self.has_room() { kept } else { &[] };
-            let written = if kept.is_empty() {
+            // Never behind a gap that is not marked.
+            let written = if kept.is_empty() || !self.mark_gap(time) {
                 0
             } else {
                 self.append(Kind::Output(stream, level), kept, time).map_or(0, |()| kept.len())
             };
+            if written > 0 {
+                self.gap = Gap::default();
+            }
             self.output_len += bytes(written);
             self.count_dropped(piece.len() - written, || {
                 if bytes(piece.len()) > room {
@@ -142,13 +183,39 @@ impl Writer {
                     DropCause::Disk
                 }
             });
+            if !self.gap.is_marked {
+                self.mark_gap(time);
+            }
         }
+    }
+
+    /// Marks what is missing here and not told yet; `false`: the disk refused.
+    fn mark_gap(&mut self, time: Timestamp) -> bool {
+        let (Some(mark), Some(cause)) = (self.mark, self.gap.cause) else { return true };
+        if self.gap.untold == 0 {
+            return true;
+        }
+        let missing = Missing { cause, here: self.gap.untold, total: self.dropped_bytes };
+        let is_marked = self.append_event(&mark(&missing), time).is_ok();
+        if is_marked {
+            self.gap.untold = 0;
+            self.gap.is_marked = true;
+        }
+        is_marked
+    }
+
+    /// What is missing at the end and not told yet. The caller tells it.
+    pub fn untold(&self) -> u64 {
+        self.gap.untold
     }
 
     fn count_dropped(&mut self, count: usize, cause: impl FnOnce() -> DropCause) {
         if count > 0 {
+            let cause = cause();
             self.dropped_bytes += bytes(count);
-            self.dropped.get_or_insert_with(cause);
+            self.dropped.get_or_insert(cause);
+            self.gap.untold += bytes(count);
+            self.gap.cause.get_or_insert(cause);
         }
     }
 

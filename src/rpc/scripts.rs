@@ -213,8 +213,9 @@ impl From<Followed> for v1::ScriptEvent {
                     time: Some(to_timestamp(time)),
                 })
             }
-            Followed::OutputMissing { offset, bytes } => {
-                v1::script_event::Kind::OutputMissing(v1::OutputMissing { offset, bytes })
+            Followed::OutputMissing { offset, bytes, cause } => {
+                let cause = cause.map_or(v1::OutputDropCause::Unspecified, Into::into).into();
+                v1::script_event::Kind::OutputMissing(v1::OutputMissing { offset, bytes, cause })
             }
         };
         Self { kind: Some(kind) }

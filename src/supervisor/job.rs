@@ -146,12 +146,16 @@ pub enum Report {
         /// Which.
         processes: Vec<Straggler>,
     },
-    /// From here on output is missing: told when the first is dropped and, with how much, at the end.
+    /// Here output is missing: told when the first is dropped, with the rest before output comes after it,
+    /// and at the end.
     OutputDropped {
         /// Why.
         cause: DropCause,
-        /// How many bytes so far.
+        /// How many bytes of the whole output so far.
         bytes: u64,
+        /// How many at this place, beside those that were told before.
+        #[serde(default)]
+        here: u64,
     },
     /// It said how far it is.
     Progress(Progress),

@@ -34,7 +34,7 @@ use jiff::Timestamp;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
-use crate::journal::{self, Writer};
+use crate::journal::{self, Missing, Writer};
 use crate::mutex::abandoned::{self, Abandoned};
 use crate::mutex::{MutexError, os};
 use crate::script::{Fate, Outcome, OutcomeKind, StartProblem};
@@ -118,21 +118,27 @@ fn supervise(assignment: Assignment) -> Result<(), SuperviseError> {
         .map_err(io::Error::from)?;
     let signals = Signals::register(assignment.tied)?;
     let journal = open_journal(&workspace, &job)?;
-    let is_drop_told = false;
-    Supervision { workspace, job, signals, journal, is_drop_told }.carry_out()
+    Supervision { workspace, job, signals, journal }.carry_out()
 }
 
 /// The script's journal; after a restart of the machine it goes on with the one that is there.
 fn open_journal(workspace: &Workspace, job: &Job) -> Result<Writer, SuperviseError> {
     let path = workspace.journal();
     let Some(restart) = &job.restart else {
-        return Ok(Writer::create(&path, job.output)?);
+        return Ok(Writer::create(&path, job.output)?.marking(mark));
     };
-    let mut journal = Writer::resume(&path, job.output, restart.dropped)?;
+    let mut journal = Writer::resume(&path, job.output, restart.dropped)?.marking(mark);
     let report = Report::Launched { token: job.token.clone() };
     let text = serde_json::to_vec(&report).map_err(io::Error::from)?;
     journal.append_event(&text, Timestamp::now())?;
     Ok(journal)
+}
+
+/// The report that marks missing output.
+fn mark(missing: &Missing) -> Vec<u8> {
+    let Missing { cause, here, total } = *missing;
+    // Numbers and a name: nothing that can't be written.
+    serde_json::to_vec(&Report::OutputDropped { cause, bytes: total, here }).unwrap_or_default()
 }
 
 /// What tells a supervisor to stop or to step back, and that a process has ended.
@@ -200,8 +206,6 @@ struct Supervision {
     job: Job,
     signals: Signals,
     journal: Writer,
-    /// Whether it was told that output is missing.
-    is_drop_told: bool,
 }
 
 impl Supervision {

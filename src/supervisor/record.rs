@@ -84,7 +84,7 @@ impl Supervision {
         if let Some((cause, bytes)) = self.journal.dropped() {
             outcome.output_dropped_bytes = bytes;
             outcome.output_drop_cause = Some(cause);
-            self.tell(&Report::OutputDropped { cause, bytes });
+            self.tell(&Report::OutputDropped { cause, bytes, here: self.journal.untold() });
         }
         // The outcome must be known even if the output can't be kept.
         let synced = self.journal.sync();

@@ -176,12 +176,6 @@ impl Supervision {
         if let Some(progress) = outputs.returns.progress(Instant::now()) {
             self.tell(&Report::Progress(progress));
         }
-        if !self.is_drop_told
-            && let Some((cause, bytes)) = self.journal.dropped()
-        {
-            self.is_drop_told = true;
-            self.tell(&Report::OutputDropped { cause, bytes });
-        }
         if Signals::take(&self.signals.child) {
             events.extend(tree.leader_end()?.map(Event::LeaderEnded));
             tree::reap_orphans(tree.leader());

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+pub(crate) use outcome::drop_cause;
 pub use spec::{decode_spec, encode_spec};
 
 /// The generated messages, clients and servers.

@@ -128,7 +128,8 @@ impl From<DropCause> for v1::OutputDropCause {
     }
 }
 
-fn drop_cause(cause: v1::OutputDropCause) -> Option<DropCause> {
+/// Why output was not kept; `None`: nothing was said.
+pub(crate) fn drop_cause(cause: v1::OutputDropCause) -> Option<DropCause> {
     match cause {
         v1::OutputDropCause::Unspecified => None,
         v1::OutputDropCause::Limit => Some(DropCause::Limit),

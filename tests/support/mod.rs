@@ -12,7 +12,7 @@ pub mod run;
 pub mod talker;
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -194,6 +194,18 @@ impl Gate {
     /// Lets one script through.
     pub fn open(&self) {
         (&self.file).write_all(b"\n").unwrap();
+    }
+
+    /// Shell text that tells the test something.
+    pub fn say(&self) -> String {
+        format!("echo > '{}'", self.path.display())
+    }
+
+    /// Waits until a script says so.
+    pub async fn is_said(&self) {
+        let mut file = self.file.try_clone().unwrap();
+        let read = tokio::task::spawn_blocking(move || file.read_exact(&mut [0]));
+        soon("a script's word", read).await.unwrap().unwrap();
     }
 
     /// Writes into the pipe until it takes no more.
