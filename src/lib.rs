@@ -6,6 +6,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`cli`] | the commands; the only code that prints |
+//! | [`deploy`] | the orchestrator's side: project file, variables and scopes, plan |
 //! | [`client`] | connects to an agent and follows scripts |
 //! | [`rpc`] | the agent's gRPC front: listeners, handlers, errors |
 //! | [`agent`] | the daemon's own: queue, table of scripts, launching, recovery |
@@ -37,6 +38,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod crash;
+pub mod deploy;
 pub mod durable;
 pub mod filewatch;
 pub mod fleet;
