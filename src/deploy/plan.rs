@@ -109,7 +109,7 @@ pub struct Acquisition {
     pub source: PackageSource,
 }
 
-/// A package on the orchestrator's machine, relative to the project file's folder unless absolute.
+/// A package on the orchestrator's machine. A relative path is one of the current folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PackageSource {
