@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! targets.toml ─► Targets ──┐
-//! deploy.toml ──► Project ──┼─► planning ─► Plan ─► stages ─► steps ─► batches ─► jobs
+//! deploy.toml ──► Project ──┼─► planning ─► Plan ─► waves, stages ─► steps ─► jobs
 //! the request ──► Request ──┘
 //! ```
 //!
@@ -15,6 +15,7 @@
 
 pub mod address;
 pub mod document;
+pub mod event;
 pub mod limit;
 pub mod load;
 pub mod plan;
@@ -22,6 +23,10 @@ pub mod planning;
 pub mod problem;
 pub mod project;
 mod project_file;
+pub mod record;
+pub mod report;
+pub mod rollout;
+pub mod run;
 pub mod scope;
 pub mod special;
 pub mod step;

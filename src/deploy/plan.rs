@@ -4,8 +4,8 @@
 //! 1. First all of [`Plan::acquisitions`], at most `parallelism` at once; no step starts before.
 //! 2. Then the stages, one after the other. The steps of a stage run side by side, at most
 //!    [`Stage::parallelism`] at once.
-//! 3. A step's batches run one after the other, the canaries first. Within a batch at most
-//!    [`PlannedStep::parallelism`] jobs run at once.
+//! 3. The targets go in waves, the canaries first: a wave goes through all stages before the next
+//!    begins. Within a wave at most [`PlannedStep::parallelism`] jobs of a step run at once.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -40,6 +40,8 @@ pub struct Plan {
     pub max_failures: u32,
     /// What a target that can't be reached is.
     pub unreachable: Unreachable,
+    /// In which groups the targets go through all stages, one group after the other.
+    pub waves: Vec<Wave>,
     /// The packages that are brought to targets before anything else.
     pub acquisitions: Acquisitions,
     /// What runs, one stage after the other.
@@ -110,7 +112,7 @@ pub struct Acquisition {
 }
 
 /// A package on the orchestrator's machine. A relative path is one of the current folder.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PackageSource {
     /// An archive.
@@ -143,8 +145,9 @@ pub struct PlannedStep {
     pub parallelism: NonZeroU32,
     /// How often it may be tried again; `None`: it must not be repeated.
     pub retry: Option<Retry>,
-    /// Its targets. Empty: for a pause, which has none, and for a step that no target matches.
-    pub batches: Vec<Batch>,
+    /// One for each target, in the order of [`Plan::targets`]. Empty: for a pause, which has none, and for
+    /// a step that no target matches.
+    pub jobs: Vec<Job>,
 }
 
 /// When a step runs.
@@ -205,13 +208,13 @@ impl Retry {
     }
 }
 
-/// Targets of a step that run before those of the next batch.
+/// Targets that go through all stages before those of the next wave.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Batch {
-    /// Whether these are the canaries.
+pub struct Wave {
+    /// Whether these are the canaries: none of them may fail.
     pub is_canary: bool,
-    /// One for each target.
-    pub jobs: Vec<Job>,
+    /// Their names.
+    pub targets: Vec<String>,
 }
 
 /// A step on one target.
@@ -278,11 +281,6 @@ impl PlannedStep {
         crate::script::check_name(run, MAX_RUN_BYTES)?;
         format!("{run}.{}.{target}", self.number).parse()
     }
-
-    /// All of its jobs in their order.
-    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
-        self.batches.iter().flat_map(|batch| &batch.jobs)
-    }
 }
 
 impl Plan {
@@ -328,7 +326,7 @@ mod tests {
             action: Action::Script,
             parallelism: NonZeroU32::MIN,
             retry: None,
-            batches: Vec::new(),
+            jobs: Vec::new(),
         };
         assert_eq!(step.script_id("r1", "web-1").unwrap().as_str(), "r1.3.web-1");
         step.script_id("a/b", "web-1").unwrap_err();

@@ -7,7 +7,7 @@ mod job;
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 
-use super::plan::{Acquisitions, Action, Batch, Job, Plan, PlannedStep, PlannedTarget, Stage};
+use super::plan::{Acquisitions, Action, Job, Plan, PlannedStep, PlannedTarget, Stage, Wave};
 use super::problem::{Problem, Problems, did_you_mean};
 use super::project::Project;
 use super::scope::Context;
@@ -44,9 +44,8 @@ pub fn plan(project: &Project, targets: &Targets, request: &Request) -> Result<P
     planner.check_scopes();
     planner.remark_unused(&stages);
     Problems::none_of(std::mem::take(&mut planner.problems))?;
-    let has_work = |step: &PlannedStep| {
-        !step.batches.is_empty() || matches!(step.action, Action::Pause { .. })
-    };
+    let has_work =
+        |step: &PlannedStep| !step.jobs.is_empty() || matches!(step.action, Action::Pause { .. });
     if !stages.iter().flat_map(|stage| &stage.steps).any(has_work) {
         let message = "no step runs on any of the chosen targets: nothing is deployed";
         let hint = planner.remarks.first().cloned();
@@ -63,6 +62,7 @@ pub fn plan(project: &Project, targets: &Targets, request: &Request) -> Result<P
         targets: planner.planned_targets(),
         max_failures: project.rollout.max_failures.at_most(count),
         unreachable: project.rollout.unreachable,
+        waves: planner.waves(),
         acquisitions,
         stages,
         remarks: planner.remarks,
@@ -176,7 +176,7 @@ impl<'a> Planner<'a> {
             action,
             parallelism: least(&mut limits.iter().map(|(machines, _)| *machines)),
             retry: step.retry,
-            batches: self.batches(jobs),
+            jobs,
         };
         (least(&mut limits.iter().map(|(_, steps)| *steps)), planned)
     }
@@ -220,24 +220,18 @@ impl<'a> Planner<'a> {
     }
 
     /// The canaries, then the others, so many at once.
-    fn batches(&self, jobs: Vec<Job>) -> Vec<Batch> {
-        let canaries: BTreeSet<&str> =
-            self.chosen.iter().take(self.canaries).map(|target| target.name.as_str()).collect();
-        let count = u32::try_from(jobs.len()).unwrap_or(u32::MAX);
-        let (first, others): (Vec<Job>, Vec<Job>) =
-            jobs.into_iter().partition(|job| canaries.contains(job.target.as_str()));
+    fn waves(&self) -> Vec<Wave> {
+        let names = |targets: &[&Target]| -> Vec<String> {
+            targets.iter().map(|target| target.name.clone()).collect()
+        };
+        let count = u32::try_from(self.chosen.len()).unwrap_or(u32::MAX);
         let size = self.project.rollout.batch.map(|batch| batch.at_least_one(count).get());
         let size = size.and_then(|size| usize::try_from(size).ok()).unwrap_or(usize::MAX);
-        let mut batches = Vec::new();
-        if !first.is_empty() {
-            batches.push(Batch { is_canary: true, jobs: first });
-        }
-        let mut others = others.into_iter().peekable();
-        while others.peek().is_some() {
-            let jobs = others.by_ref().take(size).collect();
-            batches.push(Batch { is_canary: false, jobs });
-        }
-        batches
+        let (first, others) = self.chosen.split_at(self.canaries);
+        let canaries = (!first.is_empty()).then(|| Wave { is_canary: true, targets: names(first) });
+        let others =
+            others.chunks(size).map(|wave| Wave { is_canary: false, targets: names(wave) });
+        canaries.into_iter().chain(others).collect()
     }
 
     /// Each package of each target on which a step uses it.
@@ -298,13 +292,13 @@ impl<'a> Planner<'a> {
     fn remark_unused(&mut self, stages: &[Stage]) {
         let steps = || stages.iter().flat_map(|stage| &stage.steps);
         let busy: BTreeSet<&str> =
-            steps().flat_map(PlannedStep::jobs).map(|job| job.target.as_str()).collect();
+            steps().flat_map(|step| &step.jobs).map(|job| job.target.as_str()).collect();
         let idle = self.chosen.iter().filter(|target| !busy.contains(target.name.as_str()));
         let mut remarks: Vec<String> =
             idle.map(|target| format!("target {}: no step runs there", target.name)).collect();
         for (step, planned) in self.project.steps.iter().zip(steps()) {
             let is_pause = matches!(step.work, Work::Pause { .. });
-            if planned.batches.is_empty() && !is_pause {
+            if planned.jobs.is_empty() && !is_pause {
                 let roles = step.roles.join(" or ");
                 let text = format!("step {:?}: no chosen target has role {roles}", step.name);
                 remarks.push(text);

@@ -67,29 +67,31 @@ fn step(name: &str, more: &str) -> String {
     format!("[[steps]]\nname = '{name}'\nrun = 'true'\n{more}\n")
 }
 
-/// The targets of each batch of a step.
-fn batches(step: &PlannedStep) -> Vec<Vec<String>> {
-    let names = |batch: &Batch| -> Vec<String> {
-        batch.jobs.iter().map(|job| job.target.clone()).collect()
-    };
-    step.batches.iter().map(names).collect()
+/// The targets of each wave.
+fn waves(plan: &Plan) -> Vec<&[String]> {
+    plan.waves.iter().map(|wave| wave.targets.as_slice()).collect()
+}
+
+/// The targets of a step.
+fn targets_of(step: &PlannedStep) -> Vec<&str> {
+    step.jobs.iter().map(|job| job.target.as_str()).collect()
 }
 
 /// The isolation of a step on a target.
 fn isolation_of(plan: &Plan, step: &str, target: &str) -> Isolation {
     let step = plan.steps().find(|planned| planned.name == step).unwrap();
-    step.jobs().find(|job| job.target == target).unwrap().isolation
+    step.jobs.iter().find(|job| job.target == target).unwrap().isolation
 }
 
 #[test]
 fn steps_run_on_the_targets_with_their_roles_in_the_order_of_the_file() {
     let plan = planned(&[step("All", ""), step("Web", "roles = ['web', 'iis']")].concat());
-    let all: Vec<_> = plan.steps().map(batches).collect();
-    assert_eq!(all[0], [["web-1", "web-2", "web-10", "db-1", "worker"]]);
-    assert_eq!(all[1], [["web-1", "web-2", "web-10"]]);
+    let all: Vec<_> = plan.steps().map(targets_of).collect();
+    assert_eq!(all[0], ["web-1", "web-2", "web-10", "db-1", "worker"]);
+    assert_eq!(all[1], ["web-1", "web-2", "web-10"]);
     let acme = Request { tenant: Some("acme".to_owned()), ..request() };
     let plan = super::plan(&project(&step("Web", "roles = ['web']")), &targets(), &acme).unwrap();
-    assert_eq!(batches(&plan.stages[0].steps[0]), [["web-1", "web-2", "web-10", "acme-1"]]);
+    assert_eq!(targets_of(&plan.stages[0].steps[0]), ["web-1", "web-2", "web-10", "acme-1"]);
     assert_eq!(plan.concurrency_tag, "acme/web/Test");
 }
 
@@ -101,13 +103,11 @@ fn canaries_go_first_and_the_others_in_batches() {
     let names: Vec<_> = plan.targets.iter().map(|t| (t.name.as_str(), t.is_canary)).collect();
     assert_eq!(names[0], ("web-10", true));
     assert!(names[1..].iter().all(|(_, is_canary)| !is_canary));
-    let all: Vec<_> = plan.steps().map(batches).collect();
-    assert_eq!(all[0], [vec!["web-10"], vec!["web-1", "web-2"], vec!["db-1", "worker"]]);
-    assert_eq!(all[1], [["db-1"]]);
+    assert_eq!(waves(&plan), [&["web-10"][..], &["web-1", "web-2"], &["db-1", "worker"]]);
+    assert_eq!(targets_of(&plan.stages[1].steps[0]), ["db-1"]);
     let percent = "[rollout]\ncanary = { count = 2 }\nbatch = '40%'\nmax_failures = '50%'\n";
     let plan = planned(&format!("{percent}{}", step("All", "")));
-    let all = batches(&plan.stages[0].steps[0]);
-    assert_eq!(all, [vec!["web-1", "web-2"], vec!["web-10", "db-1"], vec!["worker"]]);
+    assert_eq!(waves(&plan), [&["web-1", "web-2"][..], &["web-10", "db-1"], &["worker"]]);
     assert_eq!(plan.max_failures, 2);
 }
 
@@ -230,7 +230,7 @@ roles = ['web']
     assert_eq!(all[1].source, PackageSource::File("p/dist/web-2.tgz".into()));
     assert_eq!(all[2].source, PackageSource::Directory("/opt/tools".into()));
     assert_eq!(plan.acquisitions.parallelism.get(), 2);
-    let switch = plan.steps().nth(1).unwrap().jobs().next().unwrap();
+    let switch = plan.steps().nth(1).unwrap().jobs.first().unwrap();
     assert_eq!(switch.package_version.as_deref(), Some("1.2"));
     assert!(plan.remarks.iter().any(|remark| remark == "package unused: no step uses it"));
     let without = refused(text, &self::request());
@@ -247,7 +247,7 @@ fn a_job_has_its_variables_inputs_arguments_labels_and_limits() {
     let more = "inputs = { LISTEN = '#{Name}' }\narguments = ['--port', '#{Port}']\n\
                 roles = ['web']\ntimeout = '10m'\nqueue_timeout = '1h'";
     let plan = planned(&(variables.concat() + &step("A", more)));
-    let job = |target: &str| plan.steps().flat_map(PlannedStep::jobs).find(|j| j.target == target);
+    let job = |target: &str| plan.steps().flat_map(|step| &step.jobs).find(|j| j.target == target);
     let (one, two) = (job("web-1").unwrap(), job("web-2").unwrap());
     let value = |job: &Job, name: &str| job.environment[name].expose().to_owned();
     assert_eq!(value(one, "LISTEN"), "web-1:80");
@@ -273,7 +273,7 @@ fn a_target_gets_the_script_for_its_interpreter() {
         );
         let targets = Targets::parse("targets.toml", &text).unwrap();
         let plan = plan(&project(step), &targets, &request())?;
-        let job = plan.steps().flat_map(PlannedStep::jobs).next();
+        let job = plan.steps().flat_map(|step| &step.jobs).next();
         Ok::<_, Problems>(job.and_then(|job| job.script.clone()).unwrap().body)
     };
     assert_eq!(with("[]").unwrap(), "b");
@@ -402,7 +402,7 @@ fn a_plan_is_deterministic_and_shows_no_secret() {
         (plan(&project, &targets(), &request()), plan(&project, &targets(), &request()));
     let (one, other) = (one.unwrap(), other.unwrap());
     assert_eq!(one, other);
-    let job = one.steps().flat_map(PlannedStep::jobs).next().unwrap();
+    let job = one.steps().flat_map(|step| &step.jobs).next().unwrap();
     assert_eq!(job.environment["DB"].expose(), "pg://hunter2@db");
     let json = serde_json::to_string(&one).unwrap();
     assert_eq!(json, serde_json::to_string(&other).unwrap());

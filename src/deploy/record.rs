@@ -1,0 +1,178 @@
+//! What the orchestrating machine keeps of a run: its events, without output, in
+//! `<state>/deployments/<run>/events.jsonl`; and the answer to its pause.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::event::{Event, TargetVerdict, What};
+use super::run::Answer;
+use crate::durable;
+
+/// Why a record can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// There is none of this run.
+    #[error("run {0:?} is not known here")]
+    Unknown(String),
+    /// It was not come to its end.
+    #[error("run {0:?} did not come to its end")]
+    Unfinished(String),
+    /// A file of it can't be used.
+    #[error("{}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The record of a run.
+#[derive(Debug)]
+pub struct Record {
+    folder: PathBuf,
+    events: File,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct AnswerFile {
+    by: String,
+    goes_on: bool,
+}
+
+fn folder(state: &Path, run: &str) -> PathBuf {
+    state.join("deployments").join(run)
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> RecordError {
+    let path = path.to_owned();
+    move |source| RecordError::File { path, source }
+}
+
+impl Record {
+    /// The record of a run, new or gone on with.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn open(state: &Path, run: &str) -> Result<Self, RecordError> {
+        let folder = folder(state, run);
+        durable::create_dir_all(&folder, 0o700).map_err(at(&folder))?;
+        let path = folder.join("events.jsonl");
+        let events = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
+        Ok(Self { events: events.map_err(at(&path))?, folder })
+    }
+
+    /// Adds an event. Output stays with the agents.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn add(&mut self, event: &Event) -> io::Result<()> {
+        if matches!(event.what, What::Output { .. }) {
+            return Ok(());
+        }
+        let mut line = serde_json::to_vec(event)?;
+        line.push(b'\n');
+        self.events.write_all(&line)
+    }
+
+    /// Its folder: an answer appears there.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+/// The targets on which a run has done all, with a remark for people.
+///
+/// # Errors
+/// When there is no such run here, or it did not come to its end.
+pub fn done_targets(state: &Path, run: &str) -> Result<BTreeMap<String, String>, RecordError> {
+    let path = folder(state, run).join("events.jsonl");
+    let text = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(RecordError::Unknown(run.to_owned()));
+        }
+        other => other.map_err(at(&path))?,
+    };
+    let events = text.lines().filter_map(|line| serde_json::from_str::<Event>(line).ok());
+    let over = events.filter_map(|event| match event.what {
+        What::Over { targets, .. } => Some(targets),
+        _ => None,
+    });
+    let targets = over.last().ok_or_else(|| RecordError::Unfinished(run.to_owned()))?;
+    let done = targets.into_iter().filter(|target| target.result == TargetVerdict::Succeeded);
+    Ok(done.map(|target| (target.target, format!("done in run {run}"))).collect())
+}
+
+/// Answers a run's pause.
+///
+/// # Errors
+/// When there is no such run here, or the answer can't be written.
+pub fn answer(state: &Path, run: &str, answer: &Answer) -> Result<(), RecordError> {
+    let folder = folder(state, run);
+    if !folder.is_dir() {
+        return Err(RecordError::Unknown(run.to_owned()));
+    }
+    let path = answer_path(&folder);
+    let file = AnswerFile { by: answer.by.clone(), goes_on: answer.goes_on };
+    let text = serde_json::to_vec(&file).map_err(io::Error::from).map_err(at(&path))?;
+    durable::replace_file(&path, &text, 0o600).map_err(at(&path))
+}
+
+/// Takes the answer, if there is one.
+pub fn take_answer(folder: &Path) -> Option<Answer> {
+    let path = answer_path(folder);
+    let text = std::fs::read(&path).ok()?;
+    // One that stays is taken again by a later pause: better to be asked once more.
+    std::fs::remove_file(&path).ok()?;
+    let AnswerFile { by, goes_on } = serde_json::from_slice(&text).ok()?;
+    Some(Answer { by, goes_on })
+}
+
+fn answer_path(folder: &Path) -> PathBuf {
+    folder.join("answer.json")
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::super::event::{TargetResult, Verdict};
+    use super::*;
+
+    #[test]
+    fn a_run_that_came_to_its_end_says_which_targets_are_done() {
+        let state = tempfile::tempdir().unwrap();
+        assert!(matches!(done_targets(state.path(), "r"), Err(RecordError::Unknown(_))));
+        let mut record = Record::open(state.path(), "r").unwrap();
+        let mut add = |what| record.add(&Event { at: Timestamp::now(), what }).unwrap();
+        add(What::HasTurn);
+        assert!(matches!(done_targets(state.path(), "r"), Err(RecordError::Unfinished(_))));
+        let target = |name: &str, result| TargetResult {
+            target: name.to_owned(),
+            result,
+            how: String::new(),
+        };
+        let targets =
+            vec![target("a", TargetVerdict::Succeeded), target("b", TargetVerdict::Unfinished)];
+        add(What::Over { result: Verdict::Failed, targets });
+        let done = done_targets(state.path(), "r").unwrap();
+        assert_eq!(done.into_iter().collect::<Vec<_>>(), [("a".into(), "done in run r".into())]);
+    }
+
+    #[test]
+    fn an_answer_is_taken_once() {
+        let state = tempfile::tempdir().unwrap();
+        let given = Answer { by: "ann".to_owned(), goes_on: true };
+        assert!(matches!(answer(state.path(), "r", &given), Err(RecordError::Unknown(_))));
+        let record = Record::open(state.path(), "r").unwrap();
+        assert_eq!(take_answer(record.folder()), None);
+        answer(state.path(), "r", &given).unwrap();
+        assert_eq!(take_answer(record.folder()), Some(given));
+        assert_eq!(take_answer(record.folder()), None);
+    }
+}

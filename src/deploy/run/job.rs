@@ -1,0 +1,302 @@
+//! One step on one target, to its end: started, followed, tried again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::lines::{Lines, Secrets};
+use super::{Busy, Course};
+use crate::client::{Client, ClientError, Following, Heard};
+use crate::deploy::event::{JobResult, State, What};
+use crate::deploy::plan::{self, Action, Job, PlannedStep};
+use crate::deploy::rollout::{Ended, JobKey};
+use crate::script::{Isolation, Labels, Outcome, OutcomeKind, Phase, ScriptId, Stream};
+use crate::snapshot::{Snapshot, Wait};
+use crate::spec::{Spec, What as Runs};
+
+/// What a package step runs: the machine's own command, so that the step waits its turn as any other.
+const INSTALL: &str = "exec baton package install \"$1\" \"$2\"\n";
+/// What a health check runs: that a script starts at all.
+const HEALTH: &str = "exit 0\n";
+/// Why a script is cancelled that would have to wait.
+const IS_BUSY: &str = "the machine is busy, and the deployment is not to wait";
+
+/// A step on a target.
+pub(super) struct Task {
+    pub(super) course: Arc<Course>,
+    pub(super) key: JobKey,
+    pub(super) client: Client,
+    pub(super) step: PlannedStep,
+    pub(super) job: Job,
+}
+
+/// How one attempt ended.
+struct Attempt {
+    result: JobResult,
+    how: String,
+    last: Option<Snapshot>,
+}
+
+impl Task {
+    /// Runs it, as often as it takes.
+    pub(super) async fn run(self) -> (JobKey, Ended) {
+        let mut number = 1;
+        let ended = loop {
+            let attempt = self.attempt(number).await;
+            let delay = self.step.retry.and_then(|retry| retry.wait_before(number));
+            let again = delay.filter(|_| attempt.result == JobResult::Failed && !self.is_stopped());
+            if let Some(delay) = again {
+                let (how, after_seconds) = (attempt.how, delay.as_secs());
+                self.tell(number, State::TriedAgain { how, after_seconds }).await;
+                if self.course.sleeps(delay).await {
+                    number += 1;
+                    continue;
+                }
+                break Ended::Failed("stopped before it was tried again".to_owned());
+            }
+            let Attempt { result, how, last } = attempt;
+            let (queued_at, started_at, ended_at) =
+                last.map_or((None, None, None), |s| (Some(s.queued_at), s.started_at, s.ended_at));
+            let told = State::Ended { result, how: how.clone(), queued_at, started_at, ended_at };
+            self.tell(number, told).await;
+            break match result {
+                JobResult::Succeeded => Ended::Succeeded,
+                JobResult::Failed | JobResult::Cancelled => Ended::Failed(how),
+                JobResult::Skipped => Ended::LeftOut(how),
+            };
+        };
+        (self.key, ended)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.course.is_stopped()
+    }
+
+    async fn tell(&self, attempt: u32, state: State) {
+        let (target, step) = (self.job.target.clone(), self.step.name.clone());
+        let number = self.step.number;
+        self.course.tell(What::Job { target, step, number, attempt, state }).await;
+    }
+
+    async fn attempt(&self, number: u32) -> Attempt {
+        let failed = |how: String| Attempt { result: JobResult::Failed, how, last: None };
+        if self.step.action == Action::HealthCheck
+            && let Err(error) = self.client.info().await
+        {
+            return failed(format!("does not answer: {error}"));
+        }
+        let spec = match self.spec(number) {
+            Ok(spec) => spec,
+            Err(why) => return failed(why),
+        };
+        let id = spec.script_id.clone();
+        let followed = match self.follow(self.client.run(spec), &id, number).await {
+            // The project was changed since an earlier start of this run: what ran, ran.
+            Err(ClientError::Refused { reason, .. }) if reason == "SCRIPT_ID_CONFLICT" => {
+                self.follow(self.client.watch(id.clone(), 0, true), &id, number).await
+            }
+            other => other,
+        };
+        match followed {
+            Ok(last) => self.judge(last),
+            Err(error) => failed(error.to_string()),
+        }
+    }
+
+    /// Follows it to its end, and passes a stop on.
+    async fn follow(
+        &self,
+        mut following: Following,
+        id: &ScriptId,
+        number: u32,
+    ) -> Result<Option<Snapshot>, ClientError> {
+        let secrets = Secrets::new(self.secrets());
+        let mut lines: BTreeMap<bool, Lines> = BTreeMap::new();
+        let (mut last, mut told, mut is_asked) = (None, None, false);
+        loop {
+            let heard = tokio::select! {
+                heard = following.next() => heard?,
+                () = self.course.stopped(), if !is_asked => {
+                    is_asked = true;
+                    self.cancel(id, "the deployment was stopped");
+                    continue;
+                }
+            };
+            match heard {
+                None => break,
+                Some(Heard::Script(script)) => {
+                    if !is_asked && self.is_unwelcome(&script) {
+                        is_asked = true;
+                        self.cancel(id, IS_BUSY);
+                    }
+                    self.tell_change(number, &script, &mut told).await;
+                    last = Some(*script);
+                }
+                Some(Heard::Output { stream, data, .. }) => {
+                    let whole = lines.entry(stream == Stream::Stderr).or_default();
+                    for line in whole.push(&data, &secrets) {
+                        self.tell_line(stream, line).await;
+                    }
+                }
+                Some(Heard::OutputMissing { .. }) => {
+                    let line = "[output is missing here]".to_owned();
+                    self.tell_line(Stream::Stderr, line).await;
+                }
+                Some(Heard::Interrupted(error)) => {
+                    told = None;
+                    self.tell(number, State::Interrupted { why: error.to_string() }).await;
+                }
+            }
+        }
+        for (is_error, mut rest) in lines {
+            if let Some(line) = rest.rest(&secrets) {
+                let stream = if is_error { Stream::Stderr } else { Stream::Stdout };
+                self.tell_line(stream, line).await;
+            }
+        }
+        Ok(last)
+    }
+
+    fn secrets(&self) -> impl Iterator<Item = &str> {
+        let values = self.job.environment.values().chain(&self.job.arguments);
+        values.filter(|value| value.is_sensitive()).map(super::super::value::Value::expose)
+    }
+
+    async fn tell_line(&self, stream: Stream, line: String) {
+        let (target, step) = (self.job.target.clone(), self.step.name.clone());
+        self.course.tell(What::Output { target, step, stream, line }).await;
+    }
+
+    /// Tells how the script stands, when that is something else than before.
+    async fn tell_change(&self, number: u32, script: &Snapshot, told: &mut Option<State>) {
+        let state = match &script.phase {
+            Phase::Queued | Phase::Waiting => {
+                let first = script.waits.first();
+                let reasons: Vec<String> = script.waits.iter().map(Wait::reason).collect();
+                let position = first.map_or(0, |wait| wait.position);
+                State::Waits { position, reason: reasons.join("; ") }
+            }
+            Phase::Running | Phase::Stopping => match &script.progress {
+                Some(progress) => {
+                    State::Progress { percent: progress.percent, text: progress.message.clone() }
+                }
+                None => State::Runs,
+            },
+            Phase::Done(_) => return,
+        };
+        if told.as_ref() != Some(&state) {
+            self.tell(number, state.clone()).await;
+            *told = Some(state);
+        }
+    }
+
+    /// Whether it waits for others, and the deployment is not to.
+    fn is_unwelcome(&self, script: &Snapshot) -> bool {
+        self.course.options.if_busy != Busy::Wait
+            && matches!(script.phase, Phase::Queued | Phase::Waiting)
+            && script.waits.iter().any(|wait| {
+                wait.foreign
+                    || wait.holder_count > 0
+                    || wait.ahead_count > 0
+                    || wait.drain.is_some()
+            })
+    }
+
+    /// Asks in a task of its own: the script is followed meanwhile.
+    fn cancel(&self, id: &ScriptId, why: &'static str) {
+        let (client, id) = (self.client.clone(), id.clone());
+        self.course.tasks.spawn(async move {
+            // It may not be there yet, or the agent be away for a moment.
+            for _ in 0..super::CANCEL_ATTEMPTS {
+                if client.cancel(&id, why.to_owned()).await.is_ok() {
+                    return;
+                }
+                tokio::time::sleep(super::CANCEL_PAUSE).await;
+            }
+        });
+    }
+
+    fn judge(&self, last: Option<Snapshot>) -> Attempt {
+        let outcome = match &last {
+            Some(Snapshot { phase: Phase::Done(outcome), .. }) => Some(outcome.clone()),
+            Some(_) | None => None,
+        };
+        let (result, how) = match outcome {
+            Some(Outcome { kind: OutcomeKind::Exited { code: 0 }, .. }) => {
+                (JobResult::Succeeded, String::new())
+            }
+            Some(Outcome { kind: OutcomeKind::Cancelled { reason, .. }, .. })
+                if reason == IS_BUSY =>
+            {
+                match self.course.options.if_busy {
+                    Busy::Skip => (JobResult::Skipped, "the target was busy".to_owned()),
+                    Busy::Fail | Busy::Wait => {
+                        (JobResult::Failed, "the target was busy".to_owned())
+                    }
+                }
+            }
+            Some(Outcome { kind: kind @ OutcomeKind::Cancelled { .. }, .. }) => {
+                (JobResult::Cancelled, kind.to_string())
+            }
+            Some(outcome) => (JobResult::Failed, outcome.kind.to_string()),
+            None => (JobResult::Failed, "its end is not known".to_owned()),
+        };
+        Attempt { result, how, last }
+    }
+
+    /// What the agent is asked to run.
+    fn spec(&self, number: u32) -> Result<Spec, String> {
+        let (step, job) = (&self.step, &self.job);
+        let first = step.script_id(&self.course.run, &job.target).map_err(|e| e.to_string())?;
+        let script_id = match number {
+            1 => first,
+            more => format!("{}.{}-{more}.{}", self.course.run, step.number, job.target)
+                .parse()
+                .map_err(|error| format!("script id: {error}"))?,
+        };
+        let (text, interpreter, mut arguments) = match &step.action {
+            Action::Package { package } => {
+                let version = job.package_version.clone().unwrap_or_default();
+                (INSTALL.to_owned(), "sh".to_owned(), vec![package.clone(), version])
+            }
+            Action::HealthCheck | Action::Pause { .. } => {
+                (HEALTH.to_owned(), "sh".to_owned(), Vec::new())
+            }
+            Action::Script => {
+                let script = job.script.as_ref().ok_or("there is no script")?;
+                (script.body.clone(), script.interpreter.clone(), Vec::new())
+            }
+        };
+        arguments.extend(job.arguments.iter().map(|value| value.expose().to_owned()));
+        let environment = job.environment.iter();
+        let spec = Spec {
+            script_id,
+            what: Runs::Body { text: text.into(), interpreter },
+            arguments,
+            environment: environment
+                .map(|(name, value)| (name.clone(), value.expose().to_owned()))
+                .collect(),
+            isolation: isolation(job.isolation),
+            queue_time_limit: job.queue_time_limit,
+            run_time_limit: job.run_time_limit,
+            labels: self.labels(),
+            ..Spec::of_body(String::new(), "sh")
+        };
+        spec.check().map_err(|error| error.to_string())?;
+        Ok(spec)
+    }
+
+    fn labels(&self) -> Labels {
+        let mut labels = self.job.labels.clone();
+        labels.insert("run".to_owned(), self.course.run.clone());
+        labels
+    }
+}
+
+fn isolation(isolation: plan::Isolation) -> Isolation {
+    match isolation {
+        // Alone among the scripts of the lease.
+        plan::Isolation::Exclusive | plan::Isolation::Deployment => Isolation::Exclusive,
+        plan::Isolation::Bypass { at_most } => Isolation::Shared { at_most },
+        plan::Isolation::Observer => Isolation::Observer,
+    }
+}
