@@ -49,8 +49,8 @@ pub async fn run(
     signals: &mut Inbox,
     tell: impl FnMut(Loss),
 ) -> io::Result<Ran> {
-    let standing = lock.standing();
-    let first = limits(*standing.borrow(), lock.terms());
+    let mut standing = lock.standing();
+    let first = limits(*standing.borrow_and_update(), lock.terms());
     // Should the tether be killed, its command becomes this process's.
     ending::adopt()?;
     let (child, mut socket) = start(lock, command)?;
@@ -107,6 +107,14 @@ fn limits(standing: Standing, terms: Terms) -> Limits {
     }
 }
 
+/// Whether the other side is closed. What it had not read yet makes that an error.
+fn is_end(read: &io::Result<usize>) -> bool {
+    match read {
+        Ok(bytes) => *bytes == 0,
+        Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+    }
+}
+
 struct Holding {
     child: Child,
     socket: UnixStream,
@@ -151,7 +159,7 @@ impl Holding {
                     is_lost = true;
                     tell(loss);
                 }
-                Event::Report(Ok(0)) => return Ok(()),
+                Event::Report(read) if is_end(&read) => return Ok(()),
                 Event::Report(read) => {
                     read?;
                     if self.report.len() > MAX_REPORT_BYTES {
@@ -171,5 +179,26 @@ impl Holding {
             // It is not reaped yet.
             kill_process(pid, signal).unwrap_or_default();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_report_is_read_to_its_end_also_when_limits_were_left_unread() {
+        let (ours, mut theirs) = StdUnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut ours = UnixStream::from_std(ours).unwrap();
+        ours.write_all(b"limits").await.unwrap();
+        theirs.write_all(b"report").unwrap();
+        drop(theirs);
+        let mut report = Vec::new();
+        assert_eq!(ours.read_buf(&mut report).await.unwrap(), 6);
+        let end = ours.read_buf(&mut report).await;
+        assert!(end.is_err() && is_end(&end), "{end:?}");
     }
 }

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on fails here")]
 
 pub mod disk;
+pub mod etcd;
 pub mod line;
 
 pub mod run;
