@@ -285,6 +285,33 @@ fn a_command_that_stops_when_it_is_asked_is_not_killed() {
 }
 
 #[test]
+fn a_command_whose_key_was_removed_is_ended() {
+    let Some(machines) = Machines::new() else { return };
+    let gate = machines.world.gate();
+    let mut holder = machines.holder("--ttl 3s", &gate);
+    machines.etcd.remove_all_keys();
+    let told = holder.told();
+    assert!(told.starts_with("baton: `m` is lost: etcd has its key or lease no more"), "{told}");
+    assert_eq!(holder.end(), LOST);
+}
+
+#[test]
+fn an_etcd_with_tls_is_trusted_by_its_authority_only() {
+    let world = World::new();
+    let Some((etcd, authority)) = Etcd::start_tls(&world) else { return };
+    let run = |options: &str| {
+        let words = format!("--fleet m --etcd {} {options}", etcd.url());
+        Run::start(&world, words.trim_end(), "true").end()
+    };
+    assert_eq!(run(&format!("--etcd-ca {}", authority.display())), 0);
+    assert_eq!(run(""), 2);
+    let other = world.path("other.pem");
+    let names = vec!["127.0.0.1".to_owned()];
+    support::write(&other, &rcgen::generate_simple_self_signed(names).unwrap().cert.pem());
+    assert_eq!(run(&format!("--etcd-ca {}", other.display())), 69);
+}
+
+#[test]
 fn a_wait_goes_on_in_its_place_when_etcd_was_restarted() {
     let Some(mut machines) = Machines::new() else { return };
     let gate = machines.world.gate();

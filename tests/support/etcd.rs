@@ -2,14 +2,14 @@
 
 #![allow(clippy::print_stderr, reason = "what is left out is said")]
 
-use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
-use std::path::Path;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::Signal;
 
-use super::{World, signal, spawn};
+use super::{DEADLINE, World, signal, spawn, write};
 
 /// Set where a machine without etcd is a failure, and no reason to skip.
 const REQUIRED: &str = "BATON_TEST_REQUIRE_ETCD";
@@ -30,8 +30,25 @@ impl Etcd {
         Self::start_at(world, &[], "127.0.0.1")
     }
 
+    /// Starts one that speaks TLS; returns also the file of its authority.
+    pub fn start_tls(world: &World) -> Option<(Self, PathBuf)> {
+        let names = vec!["127.0.0.1".to_owned()];
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(names).unwrap();
+        let [certificate, key] = ["etcd.pem", "etcd.key"].map(|name| world.path(name));
+        write(&certificate, &cert.pem());
+        write(&key, &signing_key.serialize_pem());
+        let tls = [("--cert-file", &certificate), ("--key-file", &key)];
+        let options = tls.map(|(name, path)| format!("{name}={}", path.display()));
+        Some((Self::start_as(world, &[], "https://127.0.0.1", &options)?, certificate))
+    }
+
     /// Starts one at an address, behind the words of another command, `ip netns exec NAME` say.
     pub fn start_at(world: &World, words: &[&str], address: &str) -> Option<Self> {
+        Self::start_as(world, words, &format!("http://{address}"), &[])
+    }
+
+    fn start_as(world: &World, words: &[&str], host: &str, options: &[String]) -> Option<Self> {
         let Ok(version) = Command::new("etcd").arg("--version").output() else {
             assert!(
                 std::env::var_os(REQUIRED).is_none(),
@@ -44,7 +61,8 @@ impl Etcd {
         let folder = world.path("etcd");
         let started = (0..TRIES).find_map(|number| {
             let folder = folder.join(number.to_string());
-            let (words, url) = command(words, &folder, address);
+            let (mut words, url) = command(words, &folder, host);
+            words.extend_from_slice(options);
             Some(Self { child: await_start(&words)?, words, url })
         });
         Some(started.unwrap())
@@ -53,6 +71,22 @@ impl Etcd {
     /// Where its clients find it.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Removes all keys, as an operator may.
+    pub fn remove_all_keys(&self) {
+        let address = self.url.trim_start_matches("http://");
+        // From NUL to NUL: all keys.
+        let body = r#"{"key": "AA==", "range_end": "AA=="}"#;
+        let head = format!(
+            "POST /v3/kv/deleterange HTTP/1.0\r\nHost: {address}\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.write_all((head + body).as_bytes()).unwrap();
+        let answer = std::io::read_to_string(stream).unwrap();
+        assert!(answer.contains("\"deleted\":"), "{answer}");
     }
 
     /// Stops it: its connections stay, and nothing answers.
@@ -84,10 +118,10 @@ impl Drop for Etcd {
     }
 }
 
-fn command(words: &[&str], folder: &Path, address: &str) -> (Vec<String>, String) {
+fn command(words: &[&str], folder: &Path, host: &str) -> (Vec<String>, String) {
     let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     let [client, peer] = ports.each_ref().map(|port| port.local_addr().unwrap().port());
-    let (url, peer) = (format!("http://{address}:{client}"), format!("http://127.0.0.1:{peer}"));
+    let (url, peer) = (format!("{host}:{client}"), format!("http://127.0.0.1:{peer}"));
     let options = [
         ("--data-dir", folder.display().to_string()),
         ("--listen-client-urls", url.clone()),
