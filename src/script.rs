@@ -19,6 +19,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::values::Values;
 
+mod waited;
+
+pub use waited::{Blocker, MAX_BLOCKERS, Waited};
+
 /// Why a name was refused; the text names the rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -288,6 +292,12 @@ pub struct Outcome {
     /// What it gave back.
     #[serde(default, skip_serializing_if = "Values::is_empty")]
     pub values: Values,
+    /// How long it waited and for whom, as far as it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waited: Option<Waited>,
+    /// How often it ran: more than once when it asked for restarts of the machine. 0: never, or not known.
+    #[serde(default)]
+    pub attempts: u32,
 }
 
 /// Why output was not kept.
@@ -314,8 +324,15 @@ impl fmt::Display for DropCause {
 
 impl From<OutcomeKind> for Outcome {
     fn from(kind: OutcomeKind) -> Self {
-        let (stragglers, values) = (Vec::new(), Values::default());
-        Self { kind, stragglers, output_dropped_bytes: 0, output_drop_cause: None, values }
+        Self {
+            kind,
+            stragglers: Vec::new(),
+            output_dropped_bytes: 0,
+            output_drop_cause: None,
+            values: Values::default(),
+            waited: None,
+            attempts: 0,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::mutex::{ExclusiveKey, MutexName, Party};
-use crate::script::{Drain, Isolation, Labels, Outcome, Phase, ScriptId, Straggler};
+use crate::script::{Drain, Isolation, Labels, Outcome, Phase, ScriptId, Straggler, Waited};
 use crate::values::{Progress, Values};
 
 /// How a script stands.
@@ -43,11 +43,15 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The same without what it gave back: a list of many has no room for that.
+    /// The same without what it gave back and for whom it waited: a list of many has no room for that.
     #[must_use]
     pub fn without_values(self) -> Self {
         let phase = match self.phase {
-            Phase::Done(outcome) => Phase::Done(Outcome { values: Values::default(), ..outcome }),
+            Phase::Done(outcome) => Phase::Done(Outcome {
+                values: Values::default(),
+                waited: outcome.waited.map(|waited| Waited { blockers: Vec::new(), ..waited }),
+                ..outcome
+            }),
             phase @ (Phase::Queued | Phase::Waiting | Phase::Running | Phase::Stopping) => phase,
         };
         Self { phase, ..self }

@@ -110,3 +110,23 @@ async fn an_observer_that_holds_nothing_is_ended_too() {
     assert_is_lost(&world, &script.outcome().await, " by SIGKILL");
     assert_eq!(lines(&world.path("log")), ["clean"]);
 }
+
+#[tokio::test]
+async fn what_it_gave_back_before_is_kept_if_that_is_whole() {
+    let world = World::new();
+    let agent = world.agent().await;
+    for (half, expected) in [("", Some("1.2")), ("printf more= >> \"$BATON_OUTPUT\";", None)] {
+        let text = format!(
+            "echo version=1.2 >> \"$BATON_OUTPUT\"; {half} echo on; {}",
+            world.gate().wait()
+        );
+        let script = agent.script(text).start().await;
+        script.has_written(3).await;
+        let folder = agent.folder.join("state/scripts").join(script.id.as_str());
+        support::end_supervisor(&folder);
+        let outcome = script.outcome().await;
+        assert!(matches!(outcome.kind, OutcomeKind::Lost { .. }), "{outcome:?}");
+        assert_eq!(outcome.values.outputs.get("version").map(String::as_str), expected);
+        assert_eq!(outcome.attempts, 1);
+    }
+}

@@ -210,7 +210,8 @@ async fn a_script_goes_on_after_the_restart_in_its_place_and_its_folder_and_its_
         power_off(&world, &mut agent);
         next_agent(&world, &mut agent, attempt + 1).await;
     }
-    assert!(exited(&again(&agent, &script).outcome().await, 7));
+    let outcome = again(&agent, &script).outcome().await;
+    assert!(exited(&outcome, 7) && outcome.attempts == 3, "{outcome:?}");
     for script in &behind {
         assert!(exited(&again(&agent, script).outcome().await, 0));
     }

@@ -13,10 +13,11 @@ use super::{Agent, AgentError};
 use crate::filewatch::FileWatch;
 use crate::journal::EventScanner;
 use crate::process::ProcessId;
-use crate::script::{Event, Outcome, OutcomeKind, Phase, ScriptId, StartProblem};
+use crate::script::{Event, Outcome, OutcomeKind, Phase, Restart, ScriptId, StartProblem};
 use crate::spec::Spec;
 use crate::store::ScriptUpdate;
 use crate::supervisor::job::{Ending, Report};
+use crate::values::Values;
 use crate::workspace::WorkspaceError;
 
 /// How often a supervisor may die before it starts the script.
@@ -126,7 +127,21 @@ impl Agent {
         self.table().apply(id, Event::Stop)?;
         self.queue_changed();
         let stragglers = self.end_orphans(spec, leader).await?;
-        Ok(Some(Outcome { stragglers, ..Outcome::from(OutcomeKind::Lost { reason }) }))
+        let lost = self.lost_with_values(id, reason).await?;
+        Ok(Some(Outcome { stragglers, ..lost }))
+    }
+
+    /// The outcome of a script that is lost, with what it gave back before.
+    pub(super) async fn lost_with_values(
+        &self,
+        id: &ScriptId,
+        reason: String,
+    ) -> Result<Outcome, AgentError> {
+        let workspace = self.workspace(id);
+        let values = super::blocking(move || crate::supervisor::outputs_left(&workspace)).await?;
+        let progress = self.table().get(id).and_then(|living| living.progress.clone());
+        let values = Values { progress, ..values };
+        Ok(Outcome { values, ..Outcome::from(OutcomeKind::Lost { reason }) })
     }
 
     /// What the supervisor put on record.
@@ -232,6 +247,7 @@ impl Agent {
                     living.blocked = blocked;
                     living.changed.send_replace(());
                 }
+                self.table().note_waits(id);
             }
             Report::Launched { token: _ } => {}
             Report::Starting { boot_id: _ } => seen.starting = true,
@@ -244,6 +260,10 @@ impl Agent {
                     if let Some(living) = table.get_mut(id) {
                         living.started_at = Some(time);
                         living.blocked.clear();
+                        living.attempts = living.restart.as_ref().map_or(1, Restart::next_attempt);
+                        if living.attempts == 1 {
+                            living.waited = Some(living.waited_until(time));
+                        }
                     }
                     table.apply(id, Event::Started)?;
                 }
@@ -311,7 +331,7 @@ impl Agent {
             Err(AgentError::Workspace(WorkspaceError::Damaged { .. })) if lost.is_some() => None,
             other => other?,
         };
-        if let Some(Ending { outcome, started_at, ended_at }) = ending {
+        if let Some(Ending { mut outcome, started_at, ended_at }) = ending {
             // It is on disk already: nobody waits for the store to hear of it.
             {
                 let mut table = self.table();
@@ -320,6 +340,7 @@ impl Agent {
                     living.started_at = started_at;
                     living.ended_at = Some(ended_at);
                     living.progress.clone_from(&outcome.values.progress);
+                    outcome = living.complete(outcome, started_at, ended_at);
                 }
                 table.apply(id, Event::Ended(outcome.clone()))?;
             }

@@ -138,7 +138,10 @@ impl Agent {
         started_at: Option<Timestamp>,
         ended_at: Timestamp,
     ) -> Result<(), AgentError> {
-        let output_bytes = self.table().get(id).map_or(0, |living| living.output_bytes);
+        let (outcome, output_bytes) = match self.table().get(id) {
+            Some(living) => (living.complete(outcome, started_at, ended_at), living.output_bytes),
+            None => (outcome, 0),
+        };
         info!(outcome = %outcome.kind, "done");
         let update = ScriptUpdate {
             phase: Some(Phase::Done(outcome)),

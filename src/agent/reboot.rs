@@ -145,6 +145,7 @@ impl Agent {
         let starts_nothing = {
             let mut table = self.table();
             if let Some(living) = table.get_mut(id) {
+                living.attempts = restart.attempt;
                 living.restart = Some(restart);
                 living.false_starts = 0;
                 living.blocked.clear();

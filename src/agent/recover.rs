@@ -69,6 +69,7 @@ impl Agent {
                 }
                 Err(error) => return Err(error),
             }
+            self.table().note_waits(&record.id);
         }
         Ok(())
     }
@@ -87,8 +88,7 @@ impl Agent {
         let Looked { found, restart } = super::blocking(move || look(&workspace)).await??;
         let wished_at = restart.as_ref().map(|restart| restart.since);
         if let Some(living) = self.table().get_mut(id) {
-            living.restart = restart;
-            living.started_at = record.started_at.filter(|_| wished_at.is_some());
+            living.recover(record.started_at, restart);
         }
         match found {
             Found::Supervised(descriptor, continues) => {
@@ -114,6 +114,7 @@ impl Agent {
             Found::Alone(Alone { output_bytes, rebooted, ran }) => {
                 if let Some(living) = self.table().get_mut(id) {
                     living.output_bytes = output_bytes;
+                    living.attempts += u32::from(ran.is_some());
                 }
                 // The store may know of a start that the journal lost in a power failure.
                 let stored = record.started_at.filter(|at| wished_at.is_none_or(|wish| *at > wish));
@@ -124,7 +125,7 @@ impl Agent {
                     }
                     Some(_) if rebooted => {
                         let reason = "the machine was restarted".to_owned();
-                        self.conclude(id, Some(OutcomeKind::Lost { reason }.into())).await
+                        self.conclude(id, Some(self.lost_with_values(id, reason).await?)).await
                     }
                     Some(leader) => {
                         {

@@ -89,6 +89,7 @@ impl Agent {
         let snapshot = {
             let mut table = self.table();
             table.accept(id);
+            table.note_waits(id);
             table.snapshot(id)
         };
         info!("accepted");

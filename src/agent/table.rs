@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
@@ -12,7 +13,10 @@ use tokio::sync::watch;
 use super::queue::{LineBefore, Queue, QueueFull};
 use super::reboot::Reboot;
 use crate::mutex::{Blocked, Claimant, Mode, MutexName, Party};
-use crate::script::{Drain, Event, IllegalTransition, Phase, Restart, ScriptId, Straggler};
+use crate::script::{
+    Blocker, Drain, Event, IllegalTransition, MAX_BLOCKERS, Outcome, Phase, Restart, ScriptId,
+    Straggler, Waited,
+};
 use crate::snapshot::{Snapshot, Wait};
 use crate::spec::Spec;
 use crate::values::Progress;
@@ -43,6 +47,12 @@ pub(super) struct Living {
     pub(super) progress: Option<Progress>,
     /// What its supervisor last said that it waits for.
     pub(super) blocked: Vec<Blocked>,
+    /// For whom it waited; at most [`MAX_BLOCKERS`].
+    pub(super) blockers: Vec<Blocker>,
+    /// How long it waited for its first start.
+    pub(super) waited: Option<Duration>,
+    /// How often it was started.
+    pub(super) attempts: u32,
     /// Its processes that were killed and are still there.
     pub(super) stuck: Vec<Straggler>,
     /// Whether the machine lacked something for its last supervisor.
@@ -123,6 +133,9 @@ impl Table {
             output_bytes: 0,
             progress: None,
             blocked: Vec::new(),
+            blockers: Vec::new(),
+            waited: None,
+            attempts: 0,
             stuck: Vec::new(),
             lacked: false,
             abandon: None,
@@ -209,6 +222,23 @@ impl Table {
         living.asked_back = true;
         self.queue.step_back(id);
         true
+    }
+
+    /// Keeps in mind for whom a script waits now.
+    pub(super) fn note_waits(&mut self, id: &ScriptId) {
+        let waits = self.snapshot(id).map(|script| script.waits).unwrap_or_default();
+        let Some(living) = self.living.get_mut(id) else {
+            return;
+        };
+        for wait in waits {
+            for party in wait.holders.into_iter().chain(wait.ahead) {
+                let blocker = blocker(&wait.mutex, party.who);
+                let is_known = living.blockers.iter().any(|known| known.is_same(&blocker));
+                if !is_known && living.blockers.len() < MAX_BLOCKERS {
+                    living.blockers.push(blocker);
+                }
+            }
+        }
     }
 
     /// All of them, in no order.
@@ -381,6 +411,17 @@ impl Table {
     }
 }
 
+fn blocker(mutex: &MutexName, who: Claimant) -> Blocker {
+    let Claimant { pid, user, script_id, command, .. } = who;
+    Blocker {
+        mutex: mutex.to_string(),
+        script_id: script_id.unwrap_or_default(),
+        pid,
+        user,
+        command,
+    }
+}
+
 fn count(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
 }
@@ -395,6 +436,37 @@ impl Living {
             }
             Phase::Queued | Phase::Done(_) => false,
         }
+    }
+
+    /// Adds to how it ended what only the agent knows: how long and for whom it waited, how often it ran.
+    pub(super) fn complete(
+        &self,
+        outcome: Outcome,
+        started_at: Option<Timestamp>,
+        ended_at: Timestamp,
+    ) -> Outcome {
+        let attempts = self.attempts.max(u32::from(started_at.is_some()));
+        let first = started_at.filter(|_| attempts <= 1);
+        let never = (attempts == 0).then_some(ended_at);
+        let time = first.map(|at| self.waited_until(at)).or(self.waited);
+        let time = time.or(never.map(|at| self.waited_until(at)));
+        let waited = time.map(|time| Waited { time, blockers: self.blockers.clone() });
+        Outcome { waited, attempts, ..outcome }
+    }
+
+    /// Takes what an earlier run of the agent left: its last start, and its last wish for a restart of the
+    /// machine.
+    pub(super) fn recover(&mut self, started_at: Option<Timestamp>, restart: Option<Restart>) {
+        self.attempts = restart.as_ref().map_or(0, |restart| restart.attempt);
+        let first = started_at.filter(|_| restart.is_none());
+        self.waited = first.map(|at| self.waited_until(at));
+        self.started_at = started_at.filter(|_| restart.is_some());
+        self.restart = restart;
+    }
+
+    /// How long it had waited at a time.
+    pub(super) fn waited_until(&self, time: Timestamp) -> Duration {
+        Duration::try_from(time - self.queued_at).unwrap_or_default()
     }
 
     /// What others are told about who it is.

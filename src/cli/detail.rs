@@ -69,6 +69,14 @@ fn lines(script: &Snapshot) -> Vec<String> {
     line("queued", clock(script.queued_at));
     line("started", script.started_at.map(clock).unwrap_or_default());
     line("ended", script.ended_at.map(clock).unwrap_or_default());
+    if let Some(waited) = outcome.and_then(|outcome| outcome.waited.as_ref()) {
+        line("waited", show::span(waited.time));
+        for blocker in &waited.blockers {
+            line("for", blocker.describe());
+        }
+    }
+    let attempts = outcome.map(|outcome| outcome.attempts).filter(|attempts| *attempts > 1);
+    line("attempts", attempts.map(|attempts| attempts.to_string()).unwrap_or_default());
     line("output", format!("{} bytes", script.output_bytes));
     if let Some(Outcome { stragglers, output_dropped_bytes, output_drop_cause, values, .. }) =
         outcome

@@ -78,6 +78,13 @@ fn outcome_json(outcome: &Outcome) -> Value {
     if *remarks_dropped > 0 {
         value["remarks_dropped"] = json!(remarks_dropped);
     }
+    if let Some(waited) = &outcome.waited {
+        value["waited_seconds"] = json!(waited.time.as_secs_f64());
+        if !waited.blockers.is_empty() {
+            value["waited_for"] = json!(waited.blockers);
+        }
+    }
+    value["attempts"] = json!(outcome.attempts);
     value
 }
 

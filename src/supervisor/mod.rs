@@ -43,6 +43,7 @@ use crate::workspace::{Workspace, WorkspaceError, is_lack};
 use job::{Assignment, Cancel, Job, Report};
 pub use record::Unwritten;
 use restart::Asked;
+pub use returns::outputs_left;
 
 /// The exit status of a supervisor that could not begin because the machine lacks something now:
 /// EX_TEMPFAIL of sysexits(3).

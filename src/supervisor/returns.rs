@@ -171,3 +171,13 @@ pub(super) fn without_values(mut ending: Ending) -> Option<Ending> {
     ending.outcome.values.remark(Place::File(0), Problem::NoRoom, "");
     (!values.is_empty()).then_some(ending)
 }
+
+/// What a script that is lost had put into its output file, if that is whole: nobody saw it end.
+pub fn outputs_left(workspace: &Workspace) -> Values {
+    let text = read_file(&workspace.output()).unwrap_or_default();
+    let mut values = Values::default();
+    if text.ends_with(b"\n") {
+        file::read(&text, &mut values);
+    }
+    if values.remarks.is_empty() { values } else { Values::default() }
+}

@@ -2,14 +2,23 @@
 
 use super::{WireError, from_duration, to_duration, v1};
 use crate::script::{
-    DropCause, Fate, Outcome, OutcomeKind, StartProblem, Straggler, StragglerPolicy, Stream,
+    Blocker, DropCause, Fate, Outcome, OutcomeKind, StartProblem, Straggler, StragglerPolicy,
+    Stream, Waited,
 };
 use crate::values::{Remark, Values};
 
 impl From<Outcome> for v1::Outcome {
     fn from(outcome: Outcome) -> Self {
         use v1::outcome::Kind;
-        let Outcome { kind, stragglers, output_dropped_bytes, output_drop_cause, values } = outcome;
+        let Outcome {
+            kind,
+            stragglers,
+            output_dropped_bytes,
+            output_drop_cause,
+            values,
+            waited,
+            attempts,
+        } = outcome;
         let kind = match kind {
             OutcomeKind::Exited { code } => Kind::Exited(v1::Exited { code }),
             OutcomeKind::Signalled { signal } => Kind::Signalled(v1::Signalled { signal }),
@@ -40,6 +49,13 @@ impl From<Outcome> for v1::Outcome {
             outputs: outputs.into_iter().collect(),
             remarks: remarks.into_iter().map(v1::Remark::from).collect(),
             remarks_dropped,
+            waited: waited.as_ref().map(|waited| to_duration(waited.time)),
+            waited_for: waited
+                .into_iter()
+                .flat_map(|waited| waited.blockers)
+                .map(v1::WaitedFor::from)
+                .collect(),
+            attempts,
         }
     }
 }
@@ -70,6 +86,8 @@ impl TryFrom<v1::Outcome> for Outcome {
             Kind::Lost(v1::Lost { reason }) => OutcomeKind::Lost { reason },
         };
         let stragglers = message.stragglers.into_iter().map(Straggler::from).collect();
+        let blockers = message.waited_for.into_iter().map(Blocker::from).collect();
+        let waited = message.waited.and_then(from_duration).map(|time| Waited { time, blockers });
         let values = Values {
             outputs: message.outputs.into_iter().collect(),
             remarks: message.remarks.into_iter().map(Remark::from).collect(),
@@ -82,7 +100,22 @@ impl TryFrom<v1::Outcome> for Outcome {
             output_dropped_bytes: message.output_dropped_bytes,
             output_drop_cause,
             values,
+            waited,
+            attempts: message.attempts,
         })
+    }
+}
+
+impl From<Blocker> for v1::WaitedFor {
+    fn from(Blocker { mutex, script_id, pid, user, command }: Blocker) -> Self {
+        Self { mutex, script_id, pid, user, command }
+    }
+}
+
+impl From<v1::WaitedFor> for Blocker {
+    fn from(message: v1::WaitedFor) -> Self {
+        let v1::WaitedFor { mutex, script_id, pid, user, command } = message;
+        Self { mutex, script_id, pid, user, command }
     }
 }
 
@@ -217,7 +250,16 @@ mod tests {
             values.set(Place::File(1), "version", "1.2");
             values.remark(Place::Message(7), Problem::Sensitive, "password");
             let straggler = |fate| Straggler { pid: 7, command: "sleep 1".to_owned(), fate };
+            let blocker = Blocker {
+                mutex: "machine".to_owned(),
+                script_id: "a".to_owned(),
+                pid: 7,
+                user: "root".to_owned(),
+                command: "deploy".to_owned(),
+            };
             let outcome = Outcome {
+                waited: Some(Waited { time: limit, blockers: vec![blocker] }),
+                attempts: 2,
                 kind,
                 stragglers: [Fate::Ended, Fate::Kept, Fate::Abandoned].map(straggler).to_vec(),
                 output_dropped_bytes: 5,
