@@ -318,6 +318,33 @@ fn what_is_pure_does_no_io_and_asks_no_clock() {
     assert_none(&problems);
 }
 
+/// What must be nowhere, as tokens in a row, and why.
+const BANNED: [(&[&str], &str); 4] = [
+    (&["pre_exec"], "the standard library then forks, which costs more the more memory there is"),
+    (&["fork", "("], "it costs more the more memory there is"),
+    (&["waitpid", "(", "-", "1"], "it takes exit statuses from others in the same process"),
+    (&["waitpid", "(", "None"], "it takes exit statuses from others in the same process"),
+];
+
+#[test]
+fn nothing_is_forked_or_reaped_but_by_its_own_id() {
+    let mut problems = Vec::new();
+    for source in sources() {
+        let mut words = Vec::new();
+        flat(tokens(&source), &mut words);
+        for (banned, why) in BANNED {
+            if words.windows(banned.len()).any(|row| row == banned) {
+                problems.push(format!("{}: {}: {why}", source.name(), banned.concat()));
+            }
+        }
+        // In a string: moving a process by it takes a lock of the whole machine.
+        if words.iter().any(|word| word.contains("cgroup.procs")) {
+            problems.push(format!("{}: cgroup.procs", source.name()));
+        }
+    }
+    assert_none(&problems);
+}
+
 #[test]
 fn every_promise_of_the_readme_names_a_test_that_is_there() {
     let readme = std::fs::read_to_string("README.md").unwrap();
