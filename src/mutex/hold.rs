@@ -8,6 +8,7 @@
 //! process that is stopped while it has the guard of a line keeps the line as it is, and the caller is
 //! told who that is.
 
+use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
@@ -318,6 +319,16 @@ impl Hold {
         abandoned::take(&self.root, name)
     }
 
+    /// The open files by which its places live.
+    pub(super) fn files(&self) -> impl Iterator<Item = &File> {
+        self.places().iter().flat_map(Place::files)
+    }
+
+    /// The fencing numbers of its mutexes, by name.
+    pub(super) fn fences(&self) -> Vec<(MutexName, u64)> {
+        self.places().iter().map(|place| (place.name.clone(), place.number())).collect()
+    }
+
     /// Names this claim, in its tickets and in the environment of what it protects.
     pub(super) fn claim(&self) -> &str {
         &self.who.claim
@@ -431,8 +442,6 @@ fn strictness(mode: Mode) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-
     use super::*;
 
     fn claim(name: &str, mode: Mode) -> Claim {

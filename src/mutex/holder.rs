@@ -20,7 +20,7 @@ use signal_hook::iterator::exfiltrator::origin::WithOrigin;
 use signal_hook::low_level::siginfo::{Cause, Origin};
 
 use super::abandoned::Abandoned;
-use super::deadlock::{self, HELD_VARIABLE};
+use super::deadlock::{self, HELD_VARIABLE, Held};
 use super::survivors::CLAIMS_VARIABLE;
 use super::{Advance, Blocked, Claim, Claimant, Hold, MutexError, MutexName, os};
 
@@ -237,14 +237,24 @@ pub const FENCE_VARIABLE: &str = "BATON_MUTEX_FENCE";
 /// What a protected command is told about its mutexes: their fencing numbers, and under which tickets
 /// it runs.
 pub fn variables(hold: &Hold, claims: &[Claim]) -> Vec<(String, String)> {
+    let fence = |claim: &Claim| Some((claim.name.clone(), hold.fence(&claim.name)?));
+    let fences: Vec<_> = claims.iter().filter_map(fence).collect();
+    variables_of(hold.claim(), &fences, &hold.held())
+}
+
+/// The same of a claim, by its fencing numbers and tickets.
+pub(super) fn variables_of(
+    claim: &str,
+    fences: &[(MutexName, u64)],
+    held: &[Held],
+) -> Vec<(String, String)> {
     let outer = std::env::var(CLAIMS_VARIABLE).unwrap_or_default();
-    let claims_of_tree = [outer.as_str(), hold.claim()].join(" ").trim().to_owned();
-    let fence = |claim: &Claim| hold.fence(&claim.name).map(|number| number.to_string());
-    let first = claims.first().and_then(fence).map(|number| (FENCE_VARIABLE.to_owned(), number));
-    let each = claims.iter().filter_map(|claim| {
-        Some((format!("{FENCE_VARIABLE}_{}", claim.name.as_variable()), fence(claim)?))
+    let claims_of_tree = [outer.as_str(), claim].join(" ").trim().to_owned();
+    let first = fences.first().map(|(_, number)| (FENCE_VARIABLE.to_owned(), number.to_string()));
+    let each = fences.iter().map(|(name, number)| {
+        (format!("{FENCE_VARIABLE}_{}", name.as_variable()), number.to_string())
     });
-    let tickets = (HELD_VARIABLE.to_owned(), deadlock::to_variable(&hold.held()));
+    let tickets = (HELD_VARIABLE.to_owned(), deadlock::to_variable(held));
     let tree = (CLAIMS_VARIABLE.to_owned(), claims_of_tree);
     first.into_iter().chain(each).chain([tickets, tree]).collect()
 }

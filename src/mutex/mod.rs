@@ -32,7 +32,9 @@
 //! 8. Nothing in a mutex folder is removed but dead tickets; after taking `os.lock` or `guard` its
 //!    inode is compared with the path's, so a file that a cleaner removed is noticed.
 //! 9. A claim that would wait, in the end, for itself is refused ([`deadlock`]).
-//! 10. No hold is ever broken by itself. Who breaks one names its ticket, and ends its process tree
+//! 10. A hold may be lent ([`lend`]): the borrower has the same open files, so the place lives until
+//!     lender, borrowers and all their trees are gone; only the lender gives it back.
+//! 11. No hold is ever broken by itself. Who breaks one names its ticket, and ends its process tree
 //!     first ([`breaking`]).
 
 pub mod abandoned;
@@ -43,6 +45,7 @@ pub mod front;
 pub mod hold;
 pub mod holder;
 pub mod keeper;
+pub mod lend;
 pub mod line;
 pub mod locks;
 pub mod name;
@@ -126,6 +129,9 @@ pub enum MutexError {
     /// The claim would wait for itself (rule 9).
     #[error("it would wait for itself: {}", describe(.0))]
     Deadlock(Vec<deadlock::Step>),
+    /// What was lent could not be passed on.
+    #[error("lent mutex")]
+    Lend(#[source] std::io::Error),
     /// The operating system gave no means to sleep.
     #[error("no wake-up for a waiter")]
     Wake(#[source] std::io::Error),

@@ -201,6 +201,7 @@ impl From<MutexError> for Failure {
                 io_hint(source.kind()).map(str::to_owned)
             }
             MutexError::Guard { .. }
+            | MutexError::Lend(_)
             | MutexError::Survivors(_)
             | MutexError::Deadlock(_)
             | MutexError::Wake(_) => None,
