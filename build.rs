@@ -16,6 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "baton/v1/script.proto",
             "baton/v1/agent.proto",
             "baton/v1/file.proto",
+            "baton/v1/lease.proto",
             "baton/v1/package.proto",
         ],
         ["proto"],

@@ -379,6 +379,16 @@ pub enum OutcomeKind {
         /// Why, for people.
         reason: String,
     },
+    /// It was a lease, and was closed.
+    LeaseClosed {
+        /// The reason that was given; empty when none was.
+        reason: String,
+    },
+    /// It was a lease, and its client vanished.
+    LeaseExpired {
+        /// Since when, for people.
+        reason: String,
+    },
 }
 
 /// Why a script could not be started.
@@ -391,6 +401,8 @@ pub enum StartProblem {
     NotExecutable,
     /// Something of baton's failed: the mutex folder or the workspace, say.
     Agent,
+    /// The lease that it was to run under ended before.
+    Lease,
 }
 
 impl fmt::Display for OutcomeKind {
@@ -412,6 +424,9 @@ impl fmt::Display for OutcomeKind {
             ),
             Self::NotStarted { reason, .. } => write!(f, "not started: {reason}"),
             Self::Lost { reason } => write!(f, "lost: {reason}"),
+            Self::LeaseClosed { reason } if reason.is_empty() => f.write_str("closed"),
+            Self::LeaseClosed { reason } => write!(f, "closed: {reason}"),
+            Self::LeaseExpired { reason } => write!(f, "expired: {reason}"),
         }
     }
 }

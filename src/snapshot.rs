@@ -7,6 +7,7 @@ use jiff::tz::TimeZone;
 
 use crate::mutex::{ExclusiveKey, MutexName, Party};
 use crate::script::{Drain, Isolation, Labels, Outcome, Phase, ScriptId, Straggler, Waited};
+use crate::spec::LeaseTerms;
 use crate::values::{Progress, Values};
 
 /// How a script stands.
@@ -40,6 +41,19 @@ pub struct Snapshot {
     pub summary: String,
     /// How far it says that it is, or was at its end.
     pub progress: Option<Progress>,
+    /// The lease that it runs under.
+    pub lease: Option<ScriptId>,
+    /// How it stands as a lease, if it is one.
+    pub lease_standing: Option<LeaseStanding>,
+}
+
+/// How a lease stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseStanding {
+    /// What it was opened with.
+    pub terms: LeaseTerms,
+    /// When it expires if its client stays silent; `None` when it has ended.
+    pub expires_at: Option<Timestamp>,
 }
 
 impl Snapshot {
@@ -156,6 +170,9 @@ pub fn describe(party: &Party) -> String {
     }
     if let Some(since) = who.holds_since {
         write!(text, " since {}", clock(since)).unwrap_or_default();
+    }
+    if let Some(until) = who.lease_expires_at {
+        write!(text, " until {} unless renewed", clock(until)).unwrap_or_default();
     }
     if !who.reason.is_empty() {
         write!(text, ": {}", who.reason).unwrap_or_default();

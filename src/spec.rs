@@ -1,5 +1,7 @@
 //! Pure: a request to run a script, checked whole. What is in a [`Spec`] can be run as it stands.
 
+mod lease;
+
 use std::collections::BTreeMap;
 use std::num::NonZeroU8;
 use std::path::PathBuf;
@@ -11,6 +13,8 @@ use crate::config::MAX_GRACE;
 use crate::mutex::{Claim, ExclusiveKey, Mode, MutexName};
 use crate::script::{Isolation, Labels, NameError, ScriptId, StragglerPolicy, check_text};
 use crate::text::shorten;
+
+pub use lease::{LeaseTerms, OnLeaseEnd};
 
 /// The longest body, in bytes.
 pub const MAX_BODY_BYTES: usize = 1024 * 1024;
@@ -47,6 +51,8 @@ pub enum What {
     },
     /// A program that is executed directly: a name in PATH or an absolute path.
     Program(String),
+    /// Nothing: it is a lease, which holds its mutexes for other scripts.
+    Lease(LeaseTerms),
 }
 
 /// A file beside a script.
@@ -81,6 +87,7 @@ pub struct Spec {
     pub stragglers: StragglerPolicy,
     pub service_messages: bool,
     pub reboot_exit_code: Option<NonZeroU8>,
+    pub lease: Option<ScriptId>,
 }
 
 /// How much of a field's name is told.
@@ -168,7 +175,13 @@ impl Spec {
             stragglers: StragglerPolicy::End,
             service_messages: true,
             reboot_exit_code: None,
+            lease: None,
         }
+    }
+
+    /// A lease with a new id on the machine mutex.
+    pub fn of_lease(terms: LeaseTerms) -> Self {
+        Self { what: What::Lease(terms), ..Self::of_body("", "") }
     }
 
     /// Checks what the types don't.
@@ -191,6 +204,7 @@ impl Spec {
             let problem = Problem::Invalid("can't be had by an observer, which takes no mutex");
             return Err(SpecError::new("exclusive_key", problem));
         }
+        self.check_lease()?;
         if let Isolation::Shared { at_most: Some(n) } = self.isolation
             && n.get() > Mode::MAX_AT_MOST
         {
@@ -210,10 +224,38 @@ impl Spec {
                 check_program("interpreter", interpreter)?;
             }
             What::Program(program) => check_program("program", program)?,
+            What::Lease(_) if self.isolation != Isolation::Exclusive => {
+                let problem = Problem::Invalid("is exclusive for a lease");
+                return Err(SpecError::new("isolation", problem));
+            }
+            What::Lease(terms) => terms.check()?,
         }
         limit_count("arguments", self.arguments.len(), MAX_ARGUMENTS)?;
         for (place, argument) in self.arguments.iter().enumerate() {
             check_argument(&format!("arguments[{place}]"), argument)?;
+        }
+        Ok(())
+    }
+
+    fn check_lease(&self) -> Result<(), SpecError> {
+        let invalid = |field: &str, text| Err(SpecError::new(field, Problem::Invalid(text)));
+        if self.lease.is_none() {
+            return Ok(());
+        }
+        if matches!(self.what, What::Lease(_)) {
+            return invalid("lease", "can't be had by a lease");
+        }
+        if self.isolation == Isolation::Observer {
+            return invalid("lease", "can't be had by an observer, which waits for nobody");
+        }
+        if self.exclusive_key.is_some() {
+            return invalid("exclusive_key", "goes with the lease, not with a script under it");
+        }
+        if self.reboot_exit_code.is_some() {
+            return invalid(
+                "reboot_exit_code",
+                "can't be had under a lease, which ends with the machine's run",
+            );
         }
         Ok(())
     }
@@ -287,13 +329,27 @@ impl Spec {
         Ok(())
     }
 
-    /// The mutexes that it must hold to run.
+    fn mode(&self) -> Option<Mode> {
+        match self.isolation {
+            Isolation::Exclusive => Some(Mode::Exclusive),
+            Isolation::Shared { at_most: None } => Some(Mode::Shared),
+            Isolation::Shared { at_most: Some(n) } => Some(Mode::AtMost(n)),
+            Isolation::Observer => None,
+        }
+    }
+
+    /// The lines of the agent's queue in which it stands: those of its mutexes, or that of its lease.
+    pub fn lines(&self) -> Vec<Claim> {
+        match (&self.lease, self.mode()) {
+            (Some(lease), Some(mode)) => vec![Claim { name: MutexName::for_lease(lease), mode }],
+            (Some(_) | None, _) => self.claims(),
+        }
+    }
+
+    /// The mutexes that it must take to run; one under a lease has them from there.
     pub fn claims(&self) -> Vec<Claim> {
-        let mode = match self.isolation {
-            Isolation::Exclusive => Mode::Exclusive,
-            Isolation::Shared { at_most: None } => Mode::Shared,
-            Isolation::Shared { at_most: Some(n) } => Mode::AtMost(n),
-            Isolation::Observer => return Vec::new(),
+        let Some(mode) = self.mode().filter(|_| self.lease.is_none()) else {
+            return Vec::new();
         };
         let key = self.exclusive_key.as_ref();
         let key = key.map(|key| Claim { name: MutexName::for_key(key), mode: Mode::Exclusive });
@@ -313,6 +369,7 @@ impl Spec {
                 let words = [program].into_iter().chain(&self.arguments);
                 words.map(String::as_str).collect::<Vec<_>>().join(" ")
             }
+            What::Lease(terms) => format!("lease, ttl {}", humantime::format_duration(terms.ttl)),
         };
         shorten(&text, SUMMARY_CHARS)
     }
@@ -338,6 +395,7 @@ impl Spec {
             stragglers,
             service_messages,
             reboot_exit_code,
+            lease,
         } = self;
         let fields = [
             ("body, interpreter or program", what != &other.what),
@@ -356,6 +414,7 @@ impl Spec {
             ("stragglers", stragglers != &other.stragglers),
             ("service_messages", service_messages != &other.service_messages),
             ("reboot_exit_code", reboot_exit_code != &other.reboot_exit_code),
+            ("lease", lease != &other.lease),
         ];
         fields.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect()
     }

@@ -10,6 +10,7 @@
 //!   output          BATON_OUTPUT: what the script gives back
 //!   progress        BATON_PROGRESS: a named pipe, from the script to its supervisor
 //!   artifacts/      BATON_ARTIFACTS: files that clients may have
+//!   lease.sock      of a lease: where its scripts get what it holds
 //!   cancel.json     why the script is to stop; written before the supervisor is told
 //!   output.journal  the output
 //!   reboot.json     the script's wish: a restart of the machine when it exits with 0, and another run
@@ -97,6 +98,11 @@ impl Workspace {
     /// The file that a living supervisor keeps locked.
     pub fn supervisor(&self) -> PathBuf {
         self.path.join("supervisor")
+    }
+
+    /// Where a lease's scripts get what it holds. The path may be longer than that of a socket may be.
+    pub fn lease_socket(&self) -> PathBuf {
+        self.path.join("lease.sock")
     }
 
     /// Why the script is to stop.

@@ -14,7 +14,7 @@ use crate::filewatch::FileWatch;
 use crate::journal::EventScanner;
 use crate::process::ProcessId;
 use crate::script::{Event, Outcome, OutcomeKind, Phase, Restart, ScriptId, StartProblem};
-use crate::spec::Spec;
+use crate::spec::{Spec, What};
 use crate::store::ScriptUpdate;
 use crate::supervisor::job::{Ending, Report};
 use crate::values::Values;
@@ -126,6 +126,10 @@ impl Agent {
         }
         self.table().apply(id, Event::Stop)?;
         self.queue_changed();
+        if matches!(spec.what, What::Lease(_)) {
+            // What runs under it keeps what it held.
+            return Ok(Some(self.lost_lease(id, reason).into()));
+        }
         let stragglers = self.end_orphans(spec, leader).await?;
         let lost = self.lost_with_values(id, reason).await?;
         Ok(Some(Outcome { stragglers, ..lost }))
@@ -370,12 +374,16 @@ impl Agent {
     ) -> Result<Option<OutcomeKind>, AgentError> {
         {
             let mut table = self.table();
+            let is_lease_over = table.get(id).is_some_and(|living| table.is_lease_over(living));
             let Some(living) = table.get_mut(id) else {
                 return Ok(None);
             };
             if let Some(reason) = living.stop.clone() {
-                let while_queued = living.restart.is_none();
-                return Ok(Some(OutcomeKind::Cancelled { while_queued, reason }));
+                return Ok(Some(living.stopped(reason)));
+            }
+            if is_lease_over {
+                let (cause, reason) = (StartProblem::Lease, "its lease has ended".to_owned());
+                return Ok(Some(OutcomeKind::NotStarted { cause, reason }));
             }
             living.blocked.clear();
             let asked = living.asked_back;

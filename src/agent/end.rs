@@ -44,6 +44,9 @@ impl Agent {
         abandon: Option<String>,
     ) -> Result<Snapshot, AgentError> {
         self.settled(id).await;
+        if self.cancel_lease(id, &reason).await? {
+            return self.get(id).await;
+        }
         let asked = {
             let mut table = self.table();
             let living = table.get_mut(id).filter(|living| !living.phase.is_done());
@@ -81,7 +84,11 @@ impl Agent {
 
     /// Records the end of a script that was taken out of the queue, whether or not somebody waits
     /// for that.
-    async fn finish_queued(&self, id: &ScriptId, kind: OutcomeKind) -> Result<(), AgentError> {
+    pub(super) async fn finish_queued(
+        &self,
+        id: &ScriptId,
+        kind: OutcomeKind,
+    ) -> Result<(), AgentError> {
         let (agent, id) = (self.clone(), id.clone());
         let finish = async move { agent.finish(&id, kind.into(), None, Timestamp::now()).await };
         let finishing = self.inner.tasks.spawn(finish.in_current_span());
@@ -90,15 +97,26 @@ impl Agent {
 
     /// Says why, then that it is to stop. May be said again: only the first counts.
     pub(super) async fn tell_supervisor_to_stop(&self, id: &ScriptId, reason: String) {
-        let workspace = self.workspace(id);
-        let abandon = self.table().get(id).and_then(|living| living.abandon.clone());
-        let cancel = Cancel { reason, abandon };
-        let write = move || workspace.write_json(&workspace.cancel(), &cancel);
         // The folder may not be made yet: whoever makes it finds the wish in the table.
-        if let Ok(Err(error)) = super::blocking(write).await {
+        if let Err(error) = self.write_cancel(id, reason).await {
             warn!(error = crate::text::chain(&error), "cancel is not written down");
         }
         self.inner.supervisors.stop(id);
+    }
+
+    /// Writes down why it is to stop.
+    pub(super) async fn write_cancel(
+        &self,
+        id: &ScriptId,
+        reason: String,
+    ) -> Result<(), AgentError> {
+        let workspace = self.workspace(id);
+        let cancel = self.table().get(id).map(|living| {
+            let (abandon, lease) = (living.abandon.clone(), living.lease_end());
+            Cancel { reason, abandon, lease }
+        });
+        let write = move || workspace.write_json(&workspace.cancel(), &cancel);
+        Ok(super::blocking(write).await??)
     }
 
     async fn tell_to_stop(&self, id: &ScriptId, reason: String) -> Result<(), AgentError> {
@@ -138,6 +156,7 @@ impl Agent {
         started_at: Option<Timestamp>,
         ended_at: Timestamp,
     ) -> Result<(), AgentError> {
+        self.lease_is_over(id, &outcome.kind).await;
         let (outcome, output_bytes) = match self.table().get(id) {
             Some(living) => (living.complete(outcome, started_at, ended_at), living.output_bytes),
             None => (outcome, 0),

@@ -14,7 +14,7 @@ use crate::crash;
 use crate::journal;
 use crate::script::{Isolation, Restart, ScriptId, variable};
 use crate::spec::{Spec, What};
-use crate::supervisor::job::{Assignment, Job};
+use crate::supervisor::job::{Assignment, Job, Lease};
 use crate::workspace::{Workspace, is_lack};
 
 /// How long to wait before a script that could not be launched is tried again.
@@ -120,6 +120,7 @@ impl Agent {
         let settings = &self.inner.settings;
         let mut command = match &spec.what {
             What::Program(program) => vec![program.clone()],
+            What::Lease(_) => Vec::new(),
             What::Body { interpreter, .. } => interpreter_command(interpreter, workspace),
         };
         command.extend(spec.arguments.iter().cloned());
@@ -157,9 +158,15 @@ impl Agent {
             stragglers: spec.stragglers,
             boot_id: super::recover::boot_id(),
             service_messages: spec.service_messages,
-            may_resume: !settings.tied,
+            // A lease does not outlive the machine's run, nor do its scripts.
+            may_resume: !settings.tied && spec.lease.is_none(),
             reboot_exit_code: spec.reboot_exit_code,
             restart,
+            lease: match (&spec.what, &spec.lease) {
+                (What::Lease(_), _) => Lease::Itself,
+                (_, Some(lease)) => Lease::Under(self.workspace(lease).path().to_owned()),
+                (_, None) => Lease::None,
+            },
         }
     }
 
@@ -196,6 +203,9 @@ impl Agent {
             ("BATON_ATTEMPT", attempt.to_string()),
         ];
         environment.extend(own.map(|(name, value)| (name.to_owned(), value)));
+        if let Some(lease) = &spec.lease {
+            environment.insert("BATON_LEASE".to_owned(), lease.to_string());
+        }
         for (key, value) in &spec.labels {
             environment.insert(format!("BATON_LABEL_{}", variable(key)), value.clone());
         }

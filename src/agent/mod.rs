@@ -18,6 +18,7 @@ mod end;
 mod follow;
 mod housekeeper;
 mod launch;
+mod lease;
 mod list;
 mod lock;
 mod lost;
@@ -29,6 +30,7 @@ mod retention;
 mod scripts;
 mod supervisor;
 mod table;
+mod term;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,6 +45,7 @@ use crate::artifacts::ArtifactError;
 use crate::config::Retention;
 use crate::config::files::Files;
 use crate::filewatch::FileWatcher;
+use crate::mutex::MutexName;
 use crate::packages::Packages;
 use crate::script::{Drain, IllegalTransition, ScriptId};
 use crate::store::{Store, StoreError};
@@ -127,6 +130,25 @@ pub enum AgentError {
     /// The queue is full.
     #[error(transparent)]
     QueueFull(#[from] QueueFull),
+    /// There is no such lease.
+    #[error("lease {0} is not known")]
+    LeaseNotFound(ScriptId),
+    /// Nothing more runs under it.
+    #[error("lease {id} has ended: {reason}")]
+    LeaseEnded {
+        /// The lease.
+        id: ScriptId,
+        /// How.
+        reason: String,
+    },
+    /// A script under it names another mutex.
+    #[error("mutex is not `{mutex}`, which lease {id} holds")]
+    LeaseMutex {
+        /// The lease.
+        id: ScriptId,
+        /// What it holds.
+        mutex: MutexName,
+    },
     /// It takes nothing new.
     #[error("{}; it takes nothing new", crate::snapshot::describe_drain(.0))]
     Draining(Drain),

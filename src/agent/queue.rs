@@ -10,7 +10,9 @@
 //!    ticket when the holder ends. The others wait here, so a caller from outside stands behind at
 //!    most that one.
 //! 4. Who may hold is asked of [`policy`], the same rule as on disk.
-//! 5. The queue has a capacity, and says when it is full. Those without claims have one of their own:
+//! 5. The scripts of a lease have a line of their own, which is not on disk: those that must wait in it
+//!    all wait here.
+//! 6. The queue has a capacity, and says when it is full. Those without claims have one of their own:
 //!    a health check is not refused because deployments queue.
 
 use std::collections::{BTreeMap, HashMap};
@@ -178,8 +180,9 @@ impl Queue {
         }
     }
 
-    /// The next script to launch, if there is one now; it counts as launched from here on.
-    pub fn launch_next(&mut self) -> Option<ScriptId> {
+    /// The next script to launch, of those that may be launched now, if there is one; it counts as launched
+    /// from here on.
+    pub fn launch_next_of(&mut self, may: impl Fn(&ScriptId) -> bool) -> Option<ScriptId> {
         let mut lines: HashMap<&MutexName, Seen> = HashMap::new();
         let mut next = None;
         for (arrival, entry) in &self.entries {
@@ -187,9 +190,10 @@ impl Queue {
             let settled = entry.claims.iter().all(|claim| seen(claim).is_settled_for(claim.mode));
             let launchable = entry.claims.iter().all(|claim| {
                 let line = seen(claim);
-                line.ahead.admits(claim.mode) || !line.has_waiter
+                let sleeps_on_disk = !line.has_waiter && !claim.name.is_lease_line();
+                line.ahead.admits(claim.mode) || sleeps_on_disk
             });
-            if entry.stage == Stage::Queued && settled && launchable {
+            if entry.stage == Stage::Queued && settled && launchable && may(&entry.id) {
                 next = Some(*arrival);
                 break;
             }
@@ -255,6 +259,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    impl Queue {
+        fn launch_next(&mut self) -> Option<ScriptId> {
+            self.launch_next_of(|_| true)
+        }
+    }
 
     fn id(name: &str) -> ScriptId {
         name.parse().unwrap()
@@ -360,6 +370,34 @@ mod tests {
     }
 
     #[test]
+    fn rule_5_of_a_lease_s_scripts_only_those_are_launched_that_may_run() {
+        let mut queue = Queue::new(10, 0);
+        add(&mut queue, "lease", exclusive());
+        for (name, mode) in [
+            ("a", Mode::Exclusive),
+            ("b", Mode::Shared),
+            ("c", Mode::Shared),
+            ("d", Mode::Exclusive),
+        ] {
+            add(&mut queue, name, vec![claim("lease.lease", mode)]);
+        }
+        add(&mut queue, "other", exclusive());
+        let not_yet = |id: &ScriptId| id.as_str() == "lease" || id.as_str() == "other";
+        assert_eq!(queue.launch_next_of(not_yet), Some(id("lease")));
+        queue.joined(&id("lease"));
+        assert_eq!(queue.launch_next_of(not_yet), Some(id("other")));
+        queue.joined(&id("other"));
+        assert_eq!(queue.launch_next_of(not_yet), None);
+        assert_eq!(launch(&mut queue), "a");
+        queue.remove(&id("a"));
+        assert_eq!(launch(&mut queue), "b c");
+        queue.remove(&id("b"));
+        assert_eq!(launch(&mut queue), "");
+        queue.remove(&id("c"));
+        assert_eq!(launch(&mut queue), "d");
+    }
+
+    #[test]
     fn a_reserved_place_is_kept_and_not_launched() {
         let mut queue = Queue::new(10, 0);
         queue.reserve(id("slow"), exclusive()).unwrap();
@@ -388,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn rule_5_a_full_queue_says_so_and_cancelling_makes_room() {
+    fn rule_6_a_full_queue_says_so_and_cancelling_makes_room() {
         let mut queue = Queue::new(1, 7);
         assert_eq!(queue.reserve(id("a"), exclusive()), Ok(8));
         assert_eq!(queue.reserve(id("b"), exclusive()), Err(QueueFull { capacity: 1 }));

@@ -23,7 +23,7 @@ use crate::journal::EventScanner;
 use crate::mutex::os;
 use crate::script::{Event, OutcomeKind, Restart};
 use crate::store::Record;
-use crate::supervisor::job::{Job, Report};
+use crate::supervisor::job::{Cancel, Job, Report};
 use crate::workspace::{Workspace, WorkspaceError};
 
 /// What the workspace of a script says.
@@ -39,6 +39,8 @@ struct Looked {
     found: Found,
     /// Its last wish for a restart of the machine.
     restart: Option<Restart>,
+    /// Why it was to stop, as its supervisor is to be told.
+    cancel: Option<Cancel>,
 }
 
 /// A workspace on which nobody works.
@@ -71,7 +73,7 @@ impl Agent {
             }
             self.table().note_waits(&record.id);
         }
-        Ok(())
+        self.recover_leases()
     }
 
     async fn recover_one(&self, record: &Record) -> Result<(), AgentError> {
@@ -85,11 +87,12 @@ impl Agent {
             }
         }
         let workspace = self.workspace(id);
-        let Looked { found, restart } = super::blocking(move || look(&workspace)).await??;
+        let Looked { found, restart, cancel } = super::blocking(move || look(&workspace)).await??;
         let wished_at = restart.as_ref().map(|restart| restart.since);
         if let Some(living) = self.table().get_mut(id) {
             living.recover(record.started_at, restart);
         }
+        self.recover_lease(&spec, cancel);
         match found {
             Found::Supervised(descriptor, continues) => {
                 info!("its supervisor lives");
@@ -156,9 +159,11 @@ fn look(workspace: &Workspace) -> Result<Looked, AgentError> {
     let descriptor = living_supervisor(workspace, job.as_ref())?;
     // After that: a supervisor may have written it meanwhile.
     let restart: Option<Restart> = workspace.read_json(&workspace.resume())?;
+    // One that is damaged was being written: it was not told.
+    let cancel: Option<Cancel> = workspace.read_json(&workspace.cancel()).unwrap_or_default();
     if let Some(descriptor) = descriptor {
         let continues = job.filter(|job| job.restart.is_some()).map(|job| job.token);
-        return Ok(Looked { found: Found::Supervised(descriptor, continues), restart });
+        return Ok(Looked { found: Found::Supervised(descriptor, continues), restart, cancel });
     }
     let mut scanner = EventScanner::open(&workspace.journal());
     let (mut ran, mut started_in) = (None, None);
@@ -177,7 +182,7 @@ fn look(workspace: &Workspace) -> Result<Looked, AgentError> {
     let launched_in = job.map(|job| job.boot_id).or(started_in.filter(|boot| !boot.is_empty()));
     let rebooted = launched_in.is_some_and(|launched_in| launched_in != boot_id());
     let alone = Alone { output_bytes: scanner.output_len(), rebooted, ran };
-    Ok(Looked { found: Found::Alone(alone), restart })
+    Ok(Looked { found: Found::Alone(alone), restart, cancel })
 }
 
 /// The job's supervisor, if it lives: it keeps its file in the workspace locked. When there is none,

@@ -8,8 +8,8 @@ use tracing::{Instrument as _, debug, info, warn};
 use super::{Agent, AgentError};
 use crate::mutex::MutexName;
 use crate::script::{Isolation, Phase, ScriptId};
-use crate::snapshot::Snapshot;
-use crate::spec::Spec;
+use crate::snapshot::{LeaseStanding, Snapshot};
+use crate::spec::{Spec, What};
 use crate::store::{Accepted, Record};
 use crate::values::Progress;
 use crate::wire::{decode_spec, encode_spec};
@@ -30,13 +30,18 @@ impl Agent {
         if let Some(known) = self.known(&spec).await? {
             return Ok(known);
         }
+        self.check_lease(&spec).await?;
         // From here on the script has its place. Nobody is told before it is on disk.
         let now = Timestamp::now();
         let arrival = {
             let mut table = self.table();
             if table.get(&id).is_some() {
                 None
-            } else if let Some(drain) = table.drain.clone() {
+            } else if let Some(refusal) = table.lease_refusal(&spec) {
+                return Err(refusal);
+            } else if let Some(drain) = table.drain.clone()
+                && !table.is_part_of_what_runs(&spec)
+            {
                 return Err(AgentError::Draining(drain));
             } else {
                 Some(table.reserve(Arc::clone(&spec), now)?)
@@ -97,6 +102,7 @@ impl Agent {
         debug!(summary = spec.summary(), "accepted");
         self.queue_changed();
         self.limit_queue_time(spec, now);
+        self.watch_lease(spec);
         snapshot.ok_or_else(|| AgentError::NotFound(id.clone()))
     }
 
@@ -166,6 +172,11 @@ pub(super) fn stored_snapshot(record: Record) -> Snapshot {
         warn!(script_id = %record.id, error = crate::text::chain(error), "shown in part");
     }
     let (spec, progress) = (spec.ok(), last_progress(&record.phase));
+    let lease = spec.as_ref().and_then(|spec| spec.lease.clone());
+    let lease_standing = match spec.as_ref().map(|spec| &spec.what) {
+        Some(What::Lease(terms)) => Some(LeaseStanding { terms: terms.clone(), expires_at: None }),
+        Some(What::Body { .. } | What::Program(_)) | None => None,
+    };
     let mutex = spec.as_ref().map(|spec| spec.mutex.clone());
     Snapshot {
         script_id: record.id,
@@ -182,6 +193,8 @@ pub(super) fn stored_snapshot(record: Record) -> Snapshot {
         stuck: Vec::new(),
         summary: spec.map_or_else(|| DAMAGED.to_owned(), |spec| spec.summary()),
         progress,
+        lease,
+        lease_standing,
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::queue::{LineBefore, Queue, QueueFull};
 use super::reboot::Reboot;
+use super::term::Term;
 use crate::mutex::{Blocked, Claimant, Mode, MutexName, Party};
 use crate::script::{
     Blocker, Drain, Event, IllegalTransition, MAX_BLOCKERS, Outcome, Phase, Restart, ScriptId,
@@ -69,6 +70,8 @@ pub(super) struct Living {
     pub(super) restart: Option<Restart>,
     /// Whether its supervisor was asked to step back: then its end is no false start.
     pub(super) asked_back: bool,
+    /// What is known of it as a lease, if it is one.
+    pub(super) term: Option<Term>,
     /// Rings on each change of this script, its output included.
     pub(super) changed: watch::Sender<()>,
 }
@@ -111,14 +114,14 @@ impl Table {
 
     /// Gives a new script its place; returns the number of its arrival.
     pub(super) fn reserve(&mut self, spec: Arc<Spec>, now: Timestamp) -> Result<u64, QueueFull> {
-        let arrival = self.queue.reserve(spec.script_id.clone(), spec.claims())?;
+        let arrival = self.queue.reserve(spec.script_id.clone(), spec.lines())?;
         self.insert(spec, arrival, now, false);
         Ok(arrival)
     }
 
     /// Puts a script of an earlier run of the agent back.
     pub(super) fn restore(&mut self, arrival: u64, spec: Arc<Spec>, queued_at: Timestamp) {
-        self.queue.restore(arrival, spec.script_id.clone(), spec.claims());
+        self.queue.restore(arrival, spec.script_id.clone(), spec.lines());
         self.insert(spec, arrival, queued_at, true);
     }
 
@@ -144,6 +147,7 @@ impl Table {
             false_starts: 0,
             restart: None,
             asked_back: false,
+            term: None,
             changed: watch::Sender::new(()),
             summary: spec.summary(),
             spec,
@@ -186,10 +190,13 @@ impl Table {
 
     /// The next script to launch; it counts as launched.
     pub(super) fn launch_next(&mut self) -> Option<Arc<Spec>> {
-        if self.starts_nothing() {
-            return None;
-        }
-        let id = self.queue.launch_next()?;
+        let starts_nothing = self.starts_nothing();
+        let living = &self.living;
+        // An open lease is what runs: it goes on to its end, with all its scripts.
+        let id = self.queue.launch_next_of(|id| match living.get(id).map(|l| &l.spec.lease) {
+            Some(Some(lease)) => living.get(lease).is_some_and(Living::is_open_lease),
+            Some(None) | None => !starts_nothing,
+        })?;
         let living = self.living.get_mut(&id)?;
         // A queued script may always be launched.
         living.phase = living.phase.clone().next(Event::Launched).unwrap_or(Phase::Waiting);
@@ -216,7 +223,7 @@ impl Table {
     pub(super) fn step_back(&mut self, id: &ScriptId) -> bool {
         let awaits = self.awaited(id).is_some();
         let living = self.living.get_mut(id).filter(|living| living.phase == Phase::Waiting);
-        let Some(living) = living.filter(|_| !awaits) else {
+        let Some(living) = living.filter(|l| !awaits && l.spec.lease.is_none()) else {
             return false;
         };
         living.asked_back = true;
@@ -303,6 +310,7 @@ impl Table {
                 let restart = self.reboot.shown(living, living);
                 vec![Wait { holders: Vec::new(), holder_count: 0, restart, ..wait }]
             }
+            Phase::Queued if self.unopened(living).is_some() => self.waits_for_lease(living),
             Phase::Queued => self.waits_in_queue(id, living),
             Phase::Waiting => self.waits(id, living),
             Phase::Running | Phase::Stopping | Phase::Done(_) => Vec::new(),
@@ -323,6 +331,8 @@ impl Table {
             stuck: living.stuck.clone(),
             summary: living.summary.clone(),
             progress: living.progress.clone(),
+            lease: spec.lease.clone(),
+            lease_standing: living.lease_standing(),
         })
     }
 
@@ -345,6 +355,23 @@ impl Table {
         waits
     }
 
+    /// What the lease of a script waits for, and the lease.
+    fn waits_for_lease(&self, living: &Living) -> Vec<Wait> {
+        let Some(lease) = self.unopened(living) else {
+            return Vec::new();
+        };
+        let mut waits = self.waits_in_queue(&lease.spec.script_id, lease);
+        if waits.is_empty() {
+            waits.push(self.outsiders(&lease.spec.mutex, &[], lease));
+        }
+        for wait in &mut waits {
+            wait.ahead.push(Party { who: lease.claimant(), exclusive: true });
+            wait.ahead_count += 1;
+            wait.position += 1;
+        }
+        waits
+    }
+
     /// What a script waits for: those of this agent who are before it, and those from outside whom
     /// the supervisors see in the machine's lines.
     fn waits(&self, id: &ScriptId, living: &Living) -> Vec<Wait> {
@@ -363,8 +390,10 @@ impl Table {
                 let awaits = self.reboot.is_awaited(other);
                 let keeps = awaits && other.phase == Phase::Waiting && other.blocked.is_empty();
                 let party = || {
-                    let reason = if awaits { AWAITS_RESTART } else { "" }.to_owned();
-                    let who = Claimant { reason, ..other.claimant() };
+                    let mut who = other.claimant();
+                    if awaits {
+                        AWAITS_RESTART.clone_into(&mut who.reason);
+                    }
                     Party { who, exclusive: mode.is_exclusive() }
                 };
                 let (list, count) = if keeps || other.holds(mutex) {
@@ -477,12 +506,13 @@ impl Living {
             script_id: Some(self.spec.script_id.to_string()),
             command: self.summary.clone(),
             labels: self.spec.labels.clone(),
-            reason: String::new(),
+            reason: self.lease_terms().map(|terms| terms.reason.clone()).unwrap_or_default(),
             claim: String::new(),
             within: Vec::new(),
             kept_for: None,
             leader: None,
             warn_after_ms: None,
+            lease_expires_at: self.lease_standing().and_then(|standing| standing.expires_at),
             waits_since: self.queued_at,
             holds_since: self.started_at,
         }

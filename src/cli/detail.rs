@@ -52,6 +52,11 @@ fn lines(script: &Snapshot) -> Vec<String> {
     line("what", script.summary.clone());
     line("labels", show::labels(&script.labels));
     line("isolation", format!("{} ({})", show::isolation(script), script.mutex));
+    line("lease", script.lease.as_ref().map(ToString::to_string).unwrap_or_default());
+    if let Some(standing) = &script.lease_standing {
+        line("why", standing.terms.reason.clone());
+        line("expires", standing.expires_at.map(clock).unwrap_or_default());
+    }
     let outcome = match &script.phase {
         Phase::Done(outcome) => Some(outcome),
         Phase::Queued | Phase::Waiting | Phase::Running | Phase::Stopping => None,

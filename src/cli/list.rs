@@ -92,7 +92,7 @@ impl From<PhaseName> for v1::Phase {
 enum OutcomeName {
     /// It exited with 0
     Succeeded,
-    /// It neither succeeded nor was cancelled
+    /// It neither succeeded nor was cancelled, nor was it a lease that was closed
     Failed,
     /// It exited, with whatever exit code
     Exited,
@@ -108,6 +108,10 @@ enum OutcomeName {
     NotStarted,
     /// What became of it isn't known
     Lost,
+    /// It was a lease, and was closed
+    LeaseClosed,
+    /// It was a lease, and its client vanished
+    LeaseExpired,
 }
 
 impl From<OutcomeName> for v1::OutcomeFilter {
@@ -122,6 +126,8 @@ impl From<OutcomeName> for v1::OutcomeFilter {
             OutcomeName::QueueTimedOut => Self::QueueTimedOut,
             OutcomeName::NotStarted => Self::NotStarted,
             OutcomeName::Lost => Self::Lost,
+            OutcomeName::LeaseClosed => Self::LeaseClosed,
+            OutcomeName::LeaseExpired => Self::LeaseExpired,
         }
     }
 }

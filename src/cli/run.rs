@@ -86,6 +86,9 @@ pub(super) struct RunArgs {
     /// Never run beside a script with the same key, even if both bypass: for example web/prod
     #[arg(long, value_name = "KEY")]
     exclusive_key: Option<ExclusiveKey>,
+    /// Run under this lease (`baton lease open`), after its other scripts
+    #[arg(long, value_name = "ID", conflicts_with_all = ["observe", "exclusive_key", "reboot_exit_code"])]
+    lease: Option<ScriptId>,
     /// The program that reads the script. Default: what its first line `#!…` names, else bash
     #[arg(long, short, value_name = "PROGRAM")]
     interpreter: Option<String>,
@@ -321,6 +324,7 @@ impl RunArgs {
             stragglers: self.stragglers.into(),
             service_messages: !self.no_service_messages,
             reboot_exit_code: self.reboot_exit_code,
+            lease: self.lease.clone(),
         };
         spec.check()?;
         Ok(spec)

@@ -254,8 +254,11 @@ pub(super) fn exit_code(outcome: &OutcomeKind) -> u8 {
             StartProblem::NotFound => code::NOT_FOUND,
             StartProblem::NotExecutable => code::NOT_EXECUTABLE,
             StartProblem::Agent => code::INTERNAL,
+            StartProblem::Lease => code::CANCELLED,
         },
         OutcomeKind::Lost { .. } => code::INTERNAL,
+        OutcomeKind::LeaseClosed { .. } => 0,
+        OutcomeKind::LeaseExpired { .. } => code::TIMED_OUT,
     }
 }
 

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::mutex::Party;
 use crate::script::{Isolation, Labels, Outcome, OutcomeKind, Phase, Straggler};
-use crate::snapshot::{AwaitedRestart, Snapshot, Wait};
+use crate::snapshot::{AwaitedRestart, LeaseStanding, Snapshot, Wait};
+use crate::spec::LeaseTerms;
 use crate::text::shorten;
 use crate::values::{Place, Remark, Values};
 
@@ -39,6 +40,8 @@ pub(super) fn script_json(script: &Snapshot) -> Value {
         "stuck": script.stuck,
         "summary": script.summary,
         "progress": script.progress,
+        "lease": script.lease,
+        "lease_standing": script.lease_standing.as_ref().map(standing_json),
     })
 }
 
@@ -60,6 +63,8 @@ fn outcome_json(outcome: &Outcome) -> Value {
             json!({"kind": "not_started", "cause": cause, "reason": reason})
         }
         OutcomeKind::Lost { reason } => json!({"kind": "lost", "reason": reason}),
+        OutcomeKind::LeaseClosed { reason } => json!({"kind": "lease_closed", "reason": reason}),
+        OutcomeKind::LeaseExpired { reason } => json!({"kind": "lease_expired", "reason": reason}),
     };
     if !outcome.stragglers.is_empty() {
         value["stragglers"] = json!(outcome.stragglers);
@@ -159,7 +164,13 @@ pub(super) fn party_json(party: &Party) -> Value {
         "reason": who.reason,
         "exclusive": party.exclusive,
         "since": who.holds_since.unwrap_or(who.waits_since),
+        "lease_expires_at": who.lease_expires_at,
     })
+}
+
+fn standing_json(standing: &LeaseStanding) -> Value {
+    let LeaseStanding { terms: LeaseTerms { ttl, reason }, expires_at } = standing;
+    json!({"ttl_seconds": ttl.as_secs_f64(), "reason": reason, "expires_at": expires_at})
 }
 
 /// Lines that share columns.
@@ -211,16 +222,28 @@ pub(super) fn state(script: &Snapshot) -> String {
             OutcomeKind::QueueTimedOut { .. } => "queue timed out".to_owned(),
             OutcomeKind::NotStarted { .. } => "not started".to_owned(),
             OutcomeKind::Lost { .. } => "lost".to_owned(),
+            OutcomeKind::LeaseClosed { .. } => "closed".to_owned(),
+            OutcomeKind::LeaseExpired { .. } => "expired".to_owned(),
         },
         Phase::Queued | Phase::Waiting => match script.waits.first() {
             Some(Wait { restart: Some(_), .. }) => "awaits restart".to_owned(),
             Some(wait) => format!("waiting #{}", wait.position),
             None => "starting".to_owned(),
         },
+        Phase::Running if script.lease_standing.is_some() => open_lease(script),
         phase @ (Phase::Running | Phase::Stopping) => match &script.progress {
             Some(progress) => format!("{} {}%", phase.name(), progress.percent),
             None => phase.name().to_owned(),
         },
+    }
+}
+
+/// An open lease, and how long it lasts if its client stays silent.
+fn open_lease(lease: &Snapshot) -> String {
+    let expires_at = lease.lease_standing.as_ref().and_then(|standing| standing.expires_at);
+    match expires_at {
+        Some(end) => format!("open, {} left", span(between(Timestamp::now(), end))),
+        None => "open".to_owned(),
     }
 }
 

@@ -6,6 +6,7 @@ pub mod connect;
 pub mod embedded;
 mod files;
 mod follow;
+mod lease;
 mod packages;
 mod patience;
 mod standing;
@@ -19,6 +20,7 @@ use tonic_types::StatusExt as _;
 pub use connect::ConnectError;
 pub use files::{FileError, Moved, Tell, Told};
 pub use follow::{Following, Heard};
+pub use lease::{Lease, LeaseWish};
 pub use packages::{SendError, Sent};
 pub use standing::Standing;
 
@@ -28,6 +30,7 @@ use crate::spec::Spec;
 use crate::wire::{WireError, v1};
 use v1::agent_client::AgentClient;
 use v1::files_client::FilesClient;
+use v1::leases_client::LeasesClient;
 use v1::packages_client::PackagesClient;
 use v1::scripts_client::ScriptsClient;
 
@@ -109,6 +112,7 @@ pub struct Client {
     scripts: ScriptsClient<Channel>,
     agent: AgentClient<Channel>,
     files: FilesClient<Channel>,
+    leases: LeasesClient<Channel>,
     packages: PackagesClient<Channel>,
 }
 
@@ -118,6 +122,7 @@ impl Client {
         Self {
             scripts: ScriptsClient::new(channel.clone()),
             agent: AgentClient::new(channel.clone()),
+            leases: LeasesClient::new(channel.clone()),
             files: FilesClient::new(channel.clone()),
             packages: PackagesClient::new(channel),
         }

@@ -59,6 +59,9 @@ pub struct Claimant {
     /// After how many milliseconds its hold is reported as too long.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warn_after_ms: Option<u64>,
+    /// When it expires unless it is renewed, when it is an open lease. Its agent alone knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_expires_at: Option<Timestamp>,
     /// Since when it waits.
     pub waits_since: Timestamp,
     /// Since when it may hold.

@@ -6,7 +6,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::script::{NameError, check_name, check_text, variable};
+use crate::script::{NameError, ScriptId, check_name, check_text, variable};
+
+/// What the lines of leases begin with.
+const LEASE: &str = "lease.";
 
 /// The name of a mutex: 1 to 250 of the characters `A-Z a-z 0-9 . _ -`, not starting with a dot or a
 /// dash.
@@ -28,6 +31,17 @@ impl MutexName {
     /// Two different keys never become the same name: `_` itself is encoded too.
     pub fn for_key(key: &ExclusiveKey) -> Self {
         Self::encode("key.", key.0.as_bytes())
+    }
+
+    /// The line of the scripts of a lease, which stands in the agent's queue only: `lease.deploy-7`.
+    pub fn for_lease(id: &ScriptId) -> Self {
+        Self(format!("{LEASE}{id}"))
+    }
+
+    /// Whether it is such a line. A mutex that somebody named so is taken for one by the agent's queue;
+    /// its scripts then wait there, and not on disk.
+    pub fn is_lease_line(&self) -> bool {
+        self.0.starts_with(LEASE)
     }
 
     /// The mutex under which something runs once: `migrate/web` becomes `once.migrate_2Fweb`.

@@ -113,6 +113,8 @@ fn outcome(outcome: i32) -> Option<OutcomeFilter> {
         Asked::QueueTimedOut => OutcomeFilter::Kind("queue_timed_out"),
         Asked::NotStarted => OutcomeFilter::Kind("not_started"),
         Asked::Lost => OutcomeFilter::Kind("lost"),
+        Asked::LeaseClosed => OutcomeFilter::Kind("lease_closed"),
+        Asked::LeaseExpired => OutcomeFilter::Kind("lease_expired"),
     })
 }
 

@@ -6,6 +6,7 @@ mod agent;
 mod artifacts;
 mod events;
 mod files;
+mod leases;
 mod list;
 pub mod listen;
 mod packages;
@@ -63,6 +64,7 @@ pub async fn serve(
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<v1::scripts_server::ScriptsServer<scripts::Service>>().await;
     health.set_serving::<v1::agent_server::AgentServer<agent::Service>>().await;
+    health.set_serving::<v1::leases_server::LeasesServer<leases::Service>>().await;
     health.set_serving::<v1::files_server::FilesServer<files::Service>>().await;
     health.set_serving::<v1::packages_server::PackagesServer<packages::Service>>().await;
     // Our own descriptors always are well-formed.
@@ -83,6 +85,7 @@ pub async fn serve(
             agent.clone(),
             stop.clone(),
         )))
+        .add_service(v1::leases_server::LeasesServer::new(leases::Service::new(agent.clone())))
         .add_service(v1::files_server::FilesServer::new(files::Service::new(
             agent.transfers(),
             stop.clone(),

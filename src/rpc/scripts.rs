@@ -15,7 +15,7 @@ use crate::agent::{Agent, Follow, Followed};
 use crate::artifacts::path::PathError;
 use crate::script::ScriptId;
 use crate::snapshot::Snapshot;
-use crate::spec::Spec;
+use crate::spec::{Spec, What};
 use crate::wire::{to_timestamp, v1};
 
 /// The longest reason of a cancel, in bytes.
@@ -59,7 +59,11 @@ impl Service {
 
 fn parse_spec(spec: Option<v1::ScriptSpec>) -> Result<Spec, Status> {
     let spec = spec.ok_or_else(|| status::field("spec", "is missing"))?;
-    Spec::try_from(spec).map_err(|error| status::spec(&error))
+    let spec = Spec::try_from(spec).map_err(|error| status::spec(&error))?;
+    if matches!(spec.what, What::Lease(_)) {
+        return Err(status::field("lease_terms", "is not for scripts; Leases.Open opens a lease"));
+    }
+    Ok(spec)
 }
 
 fn parse_id(id: &str) -> Result<ScriptId, Status> {

@@ -47,6 +47,17 @@ pub(super) fn script_id(error: &NameError) -> Status {
     field("script_id", &error.to_string())
 }
 
+/// A lease id that is none.
+pub(super) fn lease_id(error: &NameError) -> Status {
+    field("lease_id", &error.to_string())
+}
+
+/// A request for a lease that can't be accepted.
+pub(super) fn lease(error: SpecError) -> Status {
+    let field = if error.field == "script_id" { "lease_id".to_owned() } else { error.field };
+    spec(&SpecError { field, ..error })
+}
+
 /// A request that can't be accepted.
 pub(super) fn spec(error: &SpecError) -> Status {
     let reason = match error.problem {
@@ -79,6 +90,15 @@ pub(super) fn agent(error: &AgentError) -> Status {
         }
         AgentError::NotFound(id) => {
             (Code::NotFound, "SCRIPT_NOT_FOUND", about("script_id", id.to_string()))
+        }
+        AgentError::LeaseNotFound(id) => {
+            (Code::NotFound, "LEASE_NOT_FOUND", about("lease_id", id.to_string()))
+        }
+        AgentError::LeaseEnded { id, .. } => {
+            (Code::FailedPrecondition, "LEASE_ENDED", about("lease_id", id.to_string()))
+        }
+        AgentError::LeaseMutex { .. } => {
+            (Code::InvalidArgument, "FIELD_INVALID", about("field", "mutex"))
         }
         AgentError::NotDone(id) => {
             (Code::FailedPrecondition, "SCRIPT_NOT_DONE", about("script_id", id.to_string()))

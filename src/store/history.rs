@@ -51,7 +51,8 @@ fn condition(outcome: &OutcomeFilter) -> String {
     match outcome {
         OutcomeFilter::Succeeded => "outcome = 'exited' AND exit_code = 0".to_owned(),
         OutcomeFilter::Failed => {
-            "outcome <> 'cancelled' AND (outcome <> 'exited' OR exit_code <> 0)".to_owned()
+            "outcome NOT IN ('cancelled', 'lease_closed') AND (outcome <> 'exited' OR exit_code <> 0)"
+                .to_owned()
         }
         OutcomeFilter::Kind(kind) => format!("outcome = '{kind}'"),
     }

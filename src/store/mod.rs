@@ -112,7 +112,7 @@ pub struct DoneFilter {
 pub enum OutcomeFilter {
     /// Exited with 0.
     Succeeded,
-    /// Neither succeeded nor cancelled.
+    /// Neither succeeded nor cancelled, nor a lease that was closed.
     Failed,
     /// The kind of the outcome, as its JSON names it.
     Kind(&'static str),
@@ -123,9 +123,12 @@ impl OutcomeFilter {
     pub fn matches(&self, outcome: &OutcomeKind) -> bool {
         match self {
             Self::Succeeded => matches!(outcome, OutcomeKind::Exited { code: 0 }),
-            Self::Failed => {
-                !matches!(outcome, OutcomeKind::Exited { code: 0 } | OutcomeKind::Cancelled { .. })
-            }
+            Self::Failed => !matches!(
+                outcome,
+                OutcomeKind::Exited { code: 0 }
+                    | OutcomeKind::Cancelled { .. }
+                    | OutcomeKind::LeaseClosed { .. }
+            ),
             Self::Kind(kind) => worker::kind(outcome).as_deref() == Some(*kind),
         }
     }

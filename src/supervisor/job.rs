@@ -11,7 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::journal;
 use crate::mutex::{Blocked, Claim, Claimant};
 use crate::process::ProcessId;
-use crate::script::{DropCause, Outcome, Restart, ScriptId, Straggler, StragglerPolicy};
+use crate::script::{
+    DropCause, Outcome, OutcomeKind, Restart, ScriptId, Straggler, StragglerPolicy,
+};
+use crate::spec::OnLeaseEnd;
 use crate::values::Progress;
 
 /// The one line that a supervisor reads from its standard input.
@@ -73,6 +76,48 @@ pub struct Job {
     /// That its last attempt asked.
     #[serde(default)]
     pub restart: Option<Restart>,
+    /// What it has to do with a lease.
+    #[serde(default)]
+    pub lease: Lease,
+}
+
+/// What a job has to do with a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lease {
+    /// Nothing.
+    #[default]
+    None,
+    /// It is one: it holds its mutexes for others and runs nothing.
+    Itself,
+    /// It runs under the one in this workspace.
+    Under(PathBuf),
+}
+
+/// How a lease ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaseEnd {
+    /// It was closed.
+    Closed,
+    /// Its client vanished.
+    Expired,
+    /// It was cancelled.
+    Cancelled,
+    /// Its supervisor was killed.
+    Lost,
+}
+
+impl LeaseEnd {
+    /// How the lease ended. `while_queued`: it never was open.
+    pub fn outcome(self, while_queued: bool, reason: String) -> OutcomeKind {
+        match self {
+            Self::Closed => OutcomeKind::LeaseClosed { reason },
+            Self::Expired => OutcomeKind::LeaseExpired { reason },
+            Self::Cancelled => OutcomeKind::Cancelled { while_queued, reason },
+            Self::Lost => OutcomeKind::Lost { reason },
+        }
+    }
 }
 
 impl Job {
@@ -104,6 +149,10 @@ pub struct Cancel {
     /// Why its mutexes are given back though processes of it can't be ended, once an operator said so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abandon: Option<String>,
+    /// How it ends, when it is a lease, and what becomes of its scripts until then. Written before they are
+    /// told; the supervisor is told when they have ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<(LeaseEnd, OnLeaseEnd)>,
 }
 
 /// What a supervisor says while it works: the events in the journal.

@@ -12,10 +12,13 @@
 //! 3. Exactly one supervisor works on a workspace: it keeps `supervisor` locked, and its token must
 //!    be the job's.
 //! 4. One that asks for a restart of the machine is not over: its place in the lines is kept until then.
-//! 5. No runtime, no command line, no logging before the script starts.
+//! 5. A lease runs nothing: it holds, and lends what it holds to its scripts' supervisors.
+//! 6. No runtime, no command line, no logging before the script starts.
 
 mod course;
+mod grip;
 pub mod job;
+mod lease;
 mod record;
 mod restart;
 mod returns;
@@ -40,6 +43,7 @@ use crate::mutex::{MutexError, os};
 use crate::script::{Fate, Outcome, OutcomeKind, StartProblem};
 use crate::text::chain;
 use crate::workspace::{Workspace, WorkspaceError, is_lack};
+use grip::Grip;
 use job::{Assignment, Cancel, Job, Report};
 pub use record::Unwritten;
 use restart::Asked;
@@ -212,8 +216,8 @@ struct Supervision {
 impl Supervision {
     /// All stages.
     fn carry_out(mut self) -> Result<(), SuperviseError> {
-        let mut hold = match self.wait() {
-            Ok(wait::Waited::Held(hold)) => hold,
+        let mut grip = match self.claim() {
+            Ok(wait::Waited::Held(grip)) => grip,
             Ok(wait::Waited::Over(kind)) => return self.record(kind.into(), None),
             Ok(wait::Waited::SteppedBack) => return Ok(()),
             // It did not begin: it keeps its place, and is tried again.
@@ -226,26 +230,34 @@ impl Supervision {
         };
         if let Some(restart) = self.job.awaited().cloned() {
             let kept = self.keep_place(restart, None);
-            hold.release()?;
+            grip.release()?;
             return kept;
         }
         if let Err(error) = self.tell_start() {
-            hold.release()?;
+            grip.release()?;
             return Err(error);
         }
-        let (outcome, started_at) = self.run(&mut hold);
-        self.mark_abandoned(&outcome);
+        if let (job::Lease::Itself, Grip::Own(hold)) = (&self.job.lease, &grip) {
+            let held = self.hold_lease(hold);
+            let recorded = self.record(held.kind.into(), held.started_at);
+            if held.is_returned {
+                grip.release()?;
+            }
+            return recorded;
+        }
+        let (outcome, started_at) = self.run(&mut grip);
+        self.mark_abandoned(&outcome, &grip);
         let recorded = match self.asked_restart(outcome) {
             Asked::Nothing(outcome) => self.record(outcome, started_at),
             Asked::Restart(restart) => self.await_restart(restart, started_at),
         };
         // Rule 2.
-        hold.release()?;
+        grip.release()?;
         recorded
     }
 
     /// Leaves word for the next holders that processes of this one go on.
-    fn mark_abandoned(&self, outcome: &Outcome) {
+    fn mark_abandoned(&self, outcome: &Outcome, grip: &Grip) {
         let left = outcome.stragglers.iter().filter(|left| left.fate == Fate::Abandoned);
         let processes: Vec<String> =
             left.map(|left| format!("pid {} ({})", left.pid, left.command)).collect();
@@ -255,9 +267,9 @@ impl Supervision {
         let reason = self.cancel().and_then(|cancel| cancel.abandon).unwrap_or_default();
         let holder = format!("script {}", self.job.script_id);
         let mark = Abandoned { at: Timestamp::now(), holder, reason, processes };
-        for claim in &self.job.claims {
+        for name in grip.names(&self.job.claims) {
             // The outcome tells it too.
-            abandoned::mark(&self.job.mutexes, &claim.name, &mark).unwrap_or_default();
+            abandoned::mark(&self.job.mutexes, &name, &mark).unwrap_or_default();
         }
     }
 

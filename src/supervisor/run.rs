@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::course::{Course, Event, Step};
+use super::grip::Grip;
 use super::job::Report;
 use super::returns::Returns;
 use super::tree::{self, Pipes, StartError, Tree};
 use super::{Signals, SuperviseError, Supervision};
 use crate::crash;
 use crate::journal::Writer;
-use crate::mutex::{Hold, abandoned, holder};
+use crate::mutex::abandoned;
 use crate::process::Process;
 use crate::script::{Fate, Outcome, OutcomeKind, Straggler, StragglerPolicy, Stream};
 use crate::text::chain;
@@ -30,10 +31,10 @@ const LAST_READS: usize = 8;
 
 impl Supervision {
     /// Runs the script and ends its tree. Says how it ended, and when it started if it did.
-    pub(super) fn run(&mut self, hold: &mut Hold) -> (Outcome, Option<Timestamp>) {
+    pub(super) fn run(&mut self, grip: &mut Grip) -> (Outcome, Option<Timestamp>) {
         // Before the start: the script may say at once how far it is.
         let returns = Returns::open(&self.workspace, self.job.service_messages);
-        match self.start(hold) {
+        match self.start(grip) {
             Ok((mut tree, pipes)) => {
                 let started_at = Timestamp::now();
                 (self.follow(&mut tree, Outputs::new(pipes, returns)), Some(started_at))
@@ -49,27 +50,27 @@ impl Supervision {
         self.report(&Report::Starting { boot_id })
     }
 
-    fn start(&mut self, hold: &mut Hold) -> Result<(Tree, Pipes), StartError> {
+    fn start(&mut self, grip: &mut Grip) -> Result<(Tree, Pipes), StartError> {
         let failed = |error: &dyn std::error::Error| StartError::Agent(chain(error));
-        hold.make_inheritable().map_err(|e| failed(&e))?;
+        grip.make_inheritable().map_err(|e| failed(&e))?;
         // On disk before the script is started: after a power failure nobody runs it again.
         self.journal.sync().map_err(|e| failed(&e))?;
         self.workspace.sync().map_err(|e| failed(&e))?;
-        let mutexes = holder::variables(hold, &self.job.claims);
+        let mutexes = grip.variables(&self.job.claims);
         crash::point("starting");
         let (tree, pipes) = Tree::start(&self.job, mutexes)?;
         crash::point("after start");
-        hold.protects(tree.leader());
+        grip.protects(tree.leader());
         // Its output is not read yet: this comes first.
-        self.tell_of_abandoned();
+        self.tell_of_abandoned(grip);
         Ok((tree, pipes))
     }
 
     /// Marks the log when who held a mutex before was given up.
-    fn tell_of_abandoned(&mut self) {
-        for claim in &self.job.claims {
-            for mark in abandoned::take(&self.job.mutexes, &claim.name) {
-                let text = format!("baton: {}\n", mark.describe(&claim.name));
+    fn tell_of_abandoned(&mut self, grip: &Grip) {
+        for name in grip.names(&self.job.claims) {
+            for mark in abandoned::take(&self.job.mutexes, &name) {
+                let text = format!("baton: {}\n", mark.describe(&name));
                 self.journal.append_output(Stream::Stderr, text.as_bytes(), Timestamp::now());
             }
         }

@@ -1,17 +1,19 @@
 //! The first stage: in the lines of the mutexes, until all are held or the wait is over.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::Path;
 use std::time::Instant;
 
+use super::grip::Grip;
 use super::job::Report;
-use super::{Signals, Stop, SuperviseError, Supervision};
+use super::{Signals, Stop, SuperviseError, Supervision, job};
 use crate::mutex::{Advance, Claimant, Hold};
-use crate::script::OutcomeKind;
+use crate::script::{OutcomeKind, StartProblem};
 
 /// How the wait ended.
 pub(super) enum Waited {
     /// All mutexes are held.
-    Held(Box<Hold>),
+    Held(Grip),
     /// The script never starts.
     Over(OutcomeKind),
     /// It starts later, by another supervisor. Nothing is held any more.
@@ -19,8 +21,29 @@ pub(super) enum Waited {
 }
 
 impl Supervision {
+    /// Takes the job's mutexes, or borrows them.
+    pub(super) fn claim(&mut self) -> Result<Waited, SuperviseError> {
+        match &self.job.lease {
+            job::Lease::Under(lease) => self.borrow(lease),
+            job::Lease::None | job::Lease::Itself => self.wait(),
+        }
+    }
+
+    fn borrow(&self, lease: &Path) -> Result<Waited, SuperviseError> {
+        let Some(grip) = Grip::borrow(lease)? else {
+            let (cause, reason) = (StartProblem::Lease, "its lease has ended".to_owned());
+            return Ok(Waited::Over(OutcomeKind::NotStarted { cause, reason }));
+        };
+        // Its time in the queue is over by now, or not counted any more.
+        if let Some(over) = self.wait_is_over(None) {
+            grip.release()?;
+            return Ok(over);
+        }
+        Ok(Waited::Held(grip))
+    }
+
     /// Waits in the lines of the job's mutexes.
-    pub(super) fn wait(&mut self) -> Result<Waited, SuperviseError> {
+    fn wait(&mut self) -> Result<Waited, SuperviseError> {
         let deadline = self.job.queue_time.and_then(|(left, _)| Instant::now().checked_add(left));
         let who = Claimant { pid: std::process::id(), ..self.job.claimant.clone() };
         let mut hold = Hold::join(&self.job.mutexes, &self.job.claims, who, true)?;
@@ -38,7 +61,7 @@ impl Supervision {
                 return Ok(over);
             }
             match advance {
-                Advance::Held => return Ok(Waited::Held(Box::new(hold))),
+                Advance::Held => return Ok(Waited::Held(Grip::Own(Box::new(hold)))),
                 Advance::Blocked => {
                     let blocked = hold.blocked()?;
                     if blocked != told {
@@ -64,6 +87,9 @@ impl Supervision {
             Some(Stop::Unsaid) => return Some(Waited::SteppedBack),
             Some(Stop::Said(reason)) => {
                 let while_queued = self.job.restart.is_none();
+                if let Some((end, _)) = self.cancel().and_then(|cancel| cancel.lease) {
+                    return Some(Waited::Over(end.outcome(while_queued, reason)));
+                }
                 return Some(Waited::Over(OutcomeKind::Cancelled { while_queued, reason }));
             }
             None => {}

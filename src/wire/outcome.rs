@@ -36,6 +36,8 @@ impl From<Outcome> for v1::Outcome {
                 Kind::NotStarted(v1::NotStarted { reason, cause })
             }
             OutcomeKind::Lost { reason } => Kind::Lost(v1::Lost { reason }),
+            OutcomeKind::LeaseClosed { reason } => Kind::LeaseClosed(v1::LeaseClosed { reason }),
+            OutcomeKind::LeaseExpired { reason } => Kind::LeaseExpired(v1::LeaseExpired { reason }),
         };
         let stragglers = stragglers.into_iter().map(v1::Straggler::from).collect();
         let cause = output_drop_cause.map_or(v1::OutputDropCause::Unspecified, Into::into);
@@ -84,6 +86,8 @@ impl TryFrom<v1::Outcome> for Outcome {
                 reason: message.reason,
             },
             Kind::Lost(v1::Lost { reason }) => OutcomeKind::Lost { reason },
+            Kind::LeaseClosed(v1::LeaseClosed { reason }) => OutcomeKind::LeaseClosed { reason },
+            Kind::LeaseExpired(v1::LeaseExpired { reason }) => OutcomeKind::LeaseExpired { reason },
         };
         let stragglers = message.stragglers.into_iter().map(Straggler::from).collect();
         let blockers = message.waited_for.into_iter().map(Blocker::from).collect();
@@ -186,6 +190,7 @@ impl From<StartProblem> for v1::NotStartedCause {
             StartProblem::NotFound => Self::NotFound,
             StartProblem::NotExecutable => Self::NotExecutable,
             StartProblem::Agent => Self::Agent,
+            StartProblem::Lease => Self::Lease,
         }
     }
 }
@@ -198,6 +203,7 @@ impl TryFrom<v1::NotStartedCause> for StartProblem {
             v1::NotStartedCause::NotFound => Ok(Self::NotFound),
             v1::NotStartedCause::NotExecutable => Ok(Self::NotExecutable),
             v1::NotStartedCause::Agent => Ok(Self::Agent),
+            v1::NotStartedCause::Lease => Ok(Self::Lease),
             v1::NotStartedCause::Unspecified => Err(WireError::Field("outcome.cause")),
         }
     }
@@ -244,7 +250,10 @@ mod tests {
             OutcomeKind::NotStarted { cause: StartProblem::NotFound, reason: reason() },
             OutcomeKind::NotStarted { cause: StartProblem::NotExecutable, reason: reason() },
             OutcomeKind::NotStarted { cause: StartProblem::Agent, reason: reason() },
+            OutcomeKind::NotStarted { cause: StartProblem::Lease, reason: reason() },
             OutcomeKind::Lost { reason: reason() },
+            OutcomeKind::LeaseClosed { reason: reason() },
+            OutcomeKind::LeaseExpired { reason: reason() },
         ] {
             let mut values = Values::default();
             values.set(Place::File(1), "version", "1.2");

@@ -3,10 +3,11 @@
 
 use jiff::Timestamp;
 
-use super::{WireError, from_timestamp, to_timestamp, v1};
+use super::{WireError, from_duration, from_timestamp, to_duration, to_timestamp, v1};
 use crate::mutex::{Claimant, Party};
 use crate::script::{Drain, Isolation, Outcome, Phase, Straggler};
-use crate::snapshot::{AwaitedRestart, Snapshot, Wait};
+use crate::snapshot::{AwaitedRestart, LeaseStanding, Snapshot, Wait};
+use crate::spec::LeaseTerms;
 
 impl From<Snapshot> for v1::Script {
     fn from(snapshot: Snapshot) -> Self {
@@ -33,6 +34,8 @@ impl From<Snapshot> for v1::Script {
             stuck: snapshot.stuck.into_iter().map(v1::Straggler::from).collect(),
             summary: snapshot.summary,
             progress: snapshot.progress.map(v1::Progress::from),
+            lease: snapshot.lease.map(String::from).unwrap_or_default(),
+            lease_standing: snapshot.lease_standing.map(v1::LeaseStanding::from),
         }
     }
 }
@@ -75,7 +78,40 @@ impl TryFrom<v1::Script> for Snapshot {
             stuck: message.stuck.into_iter().map(Straggler::from).collect(),
             summary: message.summary,
             progress: message.progress.and_then(|progress| progress.try_into().ok()),
+            lease: message.lease.parse().ok(),
+            lease_standing: message.lease_standing.map(LeaseStanding::try_from).transpose()?,
         })
+    }
+}
+
+impl From<LeaseStanding> for v1::LeaseStanding {
+    fn from(LeaseStanding { terms, expires_at }: LeaseStanding) -> Self {
+        Self { terms: Some(terms.into()), expires_at: expires_at.map(to_timestamp) }
+    }
+}
+
+impl TryFrom<v1::LeaseStanding> for LeaseStanding {
+    type Error = WireError;
+
+    fn try_from(message: v1::LeaseStanding) -> Result<Self, WireError> {
+        let terms = message.terms.ok_or(WireError::Field("lease_standing.terms"))?;
+        let expires_at = message.expires_at.and_then(from_timestamp);
+        Ok(Self { terms: terms.try_into()?, expires_at })
+    }
+}
+
+impl From<LeaseTerms> for v1::LeaseTerms {
+    fn from(LeaseTerms { ttl, reason }: LeaseTerms) -> Self {
+        Self { ttl: Some(to_duration(ttl)), reason }
+    }
+}
+
+impl TryFrom<v1::LeaseTerms> for LeaseTerms {
+    type Error = WireError;
+
+    fn try_from(v1::LeaseTerms { ttl, reason }: v1::LeaseTerms) -> Result<Self, WireError> {
+        let ttl = ttl.and_then(from_duration).ok_or(WireError::Field("lease_terms.ttl"))?;
+        Ok(Self { ttl, reason })
     }
 }
 
@@ -166,6 +202,7 @@ impl From<Party> for v1::Claimant {
             exclusive,
             since: Some(to_timestamp(since)),
             reason: who.reason,
+            lease_expires_at: who.lease_expires_at.map(to_timestamp),
         }
     }
 }
@@ -185,6 +222,7 @@ impl From<v1::Claimant> for Party {
             kept_for: None,
             leader: None,
             warn_after_ms: None,
+            lease_expires_at: message.lease_expires_at.and_then(from_timestamp),
             waits_since: since.unwrap_or(Timestamp::UNIX_EPOCH),
             holds_since: since,
         };

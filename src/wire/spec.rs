@@ -7,7 +7,7 @@ use prost::Message as _;
 use super::{WireError, from_duration, to_duration, v1};
 use crate::mutex::MutexName;
 use crate::script::{Isolation, ScriptId, StragglerPolicy};
-use crate::spec::{MAX_TIME_LIMIT, Problem, Spec, SpecError, SpecFile, What};
+use crate::spec::{LeaseTerms, MAX_TIME_LIMIT, Problem, Spec, SpecError, SpecFile, What};
 
 /// The interpreter of a body when the request names none.
 const DEFAULT_INTERPRETER: &str = "bash";
@@ -49,6 +49,7 @@ impl TryFrom<v1::ScriptSpec> for Spec {
             stragglers,
             service_messages,
             reboot_exit_code,
+            lease,
         } = message;
         let policy = v1::StragglerPolicy::try_from(stragglers)
             .map_err(|_| SpecError::new("stragglers", Problem::Invalid("is not known")))?;
@@ -81,6 +82,7 @@ impl TryFrom<v1::ScriptSpec> for Spec {
             stragglers: policy.into(),
             service_messages: service_messages.unwrap_or(true),
             reboot_exit_code: parse_exit_code(reboot_exit_code)?,
+            lease: parse_lease(&lease)?,
         };
         spec.check()?;
         Ok(spec)
@@ -99,8 +101,17 @@ fn parse_what(what: Option<v1::script_spec::What>, interpreter: String) -> Resul
             Problem::Invalid("goes with a body, not with a program"),
         )),
         Some(v1::script_spec::What::Program(program)) => Ok(What::Program(program)),
+        Some(v1::script_spec::What::LeaseTerms(v1::LeaseTerms { ttl, reason })) => {
+            let ttl = parse_time("ttl", ttl)?.unwrap_or(LeaseTerms::DEFAULT_TTL);
+            Ok(What::Lease(LeaseTerms { ttl, reason }))
+        }
         None => Err(SpecError::new("body or program", Problem::Missing)),
     }
+}
+
+fn parse_lease(id: &str) -> Result<Option<ScriptId>, SpecError> {
+    let parse = || id.parse().map_err(|e| SpecError::new("lease", e));
+    (!id.is_empty()).then(parse).transpose()
 }
 
 fn parse_exit_code(code: u32) -> Result<Option<NonZeroU8>, SpecError> {
@@ -124,6 +135,7 @@ impl From<Spec> for v1::ScriptSpec {
         let (what, interpreter) = match spec.what {
             What::Body { text, interpreter } => (v1::script_spec::What::Body(text), interpreter),
             What::Program(program) => (v1::script_spec::What::Program(program), String::new()),
+            What::Lease(terms) => (v1::script_spec::What::LeaseTerms(terms.into()), String::new()),
         };
         let directory = spec.working_directory.map(|path| path.to_string_lossy().into_owned());
         Self {
@@ -150,7 +162,34 @@ impl From<Spec> for v1::ScriptSpec {
             // The default is left out: a request reads as it did before there was the field.
             service_messages: (!spec.service_messages).then_some(false),
             reboot_exit_code: spec.reboot_exit_code.map_or(0, |code| code.get().into()),
+            lease: spec.lease.map(String::from).unwrap_or_default(),
         }
+    }
+}
+
+impl TryFrom<v1::OpenLeaseRequest> for Spec {
+    type Error = SpecError;
+
+    fn try_from(message: v1::OpenLeaseRequest) -> Result<Self, SpecError> {
+        // Destructured whole: a new field can't be forgotten here.
+        let v1::OpenLeaseRequest {
+            lease_id,
+            mutex,
+            exclusive_key,
+            ttl,
+            reason,
+            labels,
+            queue_time_limit,
+        } = message;
+        Self::try_from(v1::ScriptSpec {
+            script_id: lease_id,
+            what: Some(v1::script_spec::What::LeaseTerms(v1::LeaseTerms { ttl, reason })),
+            mutex,
+            exclusive_key,
+            labels,
+            queue_time_limit,
+            ..v1::ScriptSpec::default()
+        })
     }
 }
 
@@ -238,6 +277,38 @@ mod tests {
         };
         let spec = Spec::try_from(full).unwrap();
         assert_eq!(decode_spec(&encode_spec(&spec)).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_lease_reads_back_as_it_was_and_its_rules_are_kept() {
+        let request = v1::OpenLeaseRequest {
+            reason: "release 7".to_owned(),
+            exclusive_key: "web/prod".to_owned(),
+            ..v1::OpenLeaseRequest::default()
+        };
+        let spec = Spec::try_from(request.clone()).unwrap();
+        let What::Lease(terms) = &spec.what else { panic!("no lease") };
+        assert_eq!((terms.ttl, spec.claims().len()), (LeaseTerms::DEFAULT_TTL, 2));
+        assert_eq!(decode_spec(&encode_spec(&spec)).unwrap(), spec);
+        for seconds in [0, 3601] {
+            let ttl = Some(prost_types::Duration { seconds, nanos: 0 });
+            let bad = v1::OpenLeaseRequest { ttl, ..request.clone() };
+            assert_eq!(Spec::try_from(bad).unwrap_err().field, "ttl");
+        }
+        let under = |change: fn(&mut v1::ScriptSpec)| {
+            let mut spec = v1::ScriptSpec { lease: "deploy-7".to_owned(), ..message() };
+            change(&mut spec);
+            Spec::try_from(spec)
+        };
+        let script = under(|_| {}).unwrap();
+        assert_eq!(script.lines()[0].name.as_str(), "lease.deploy-7");
+        assert_eq!(script.claims(), []);
+        let observer = under(|spec| spec.isolation = Some(Isolation::Observer.into()));
+        assert_eq!(observer.unwrap_err().field, "lease");
+        let keyed = under(|spec| spec.exclusive_key = "k".to_owned());
+        assert_eq!(keyed.unwrap_err().field, "exclusive_key");
+        let rebooting = under(|spec| spec.reboot_exit_code = 7);
+        assert_eq!(rebooting.unwrap_err().field, "reboot_exit_code");
     }
 
     #[test]
