@@ -183,6 +183,8 @@ impl From<ClientError> for Failure {
                     "QUEUE_FULL" => Some("`baton queue` shows what is in it; try again later"),
                     "SCRIPT_ID_CONFLICT" => Some("an id stands for one request; choose another id"),
                     "ARTIFACT_NOT_FOUND" => Some("`baton artifacts list` shows the script's"),
+                    "LEASE_NOT_FOUND" => Some("`baton lease list` shows the known ones"),
+                    "LEASE_ENDED" => Some("open another one: `baton lease open`"),
                     "SCRIPT_NOT_DONE" => Some("`baton cancel --wait` stops it"),
                     "SCRIPT_NOT_FOUND" => Some("`baton list` shows the known scripts"),
                     "ROOT_NOT_FOUND" | "ROOT_UNUSABLE" => {

@@ -10,6 +10,7 @@ mod failure;
 mod flock;
 mod forget;
 mod identity;
+mod lease;
 mod list;
 mod logs;
 mod moment;
@@ -116,6 +117,7 @@ enum Command {
     Logs(logs::LogsArgs),
     Artifacts(artifacts::ArtifactsArgs),
     Cancel(cancel::CancelArgs),
+    Lease(lease::LeaseArgs),
     Push(push::PushArgs),
     Pull(pull::PullArgs),
     Package(package::PackageArgs),
@@ -223,6 +225,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Show(args) => asynchronous(detail::show(args, folders)),
         Command::Logs(args) => asynchronous(logs::logs(args, folders)),
         Command::Artifacts(args) => asynchronous(artifacts::artifacts(args, folders)),
+        Command::Lease(args) => asynchronous(lease::lease(args, folders)),
         Command::Cancel(args) => asynchronous(cancel::cancel(args, folders)),
         Command::Push(args) => asynchronous(push::push(args, folders)),
         Command::Pull(args) => asynchronous(pull::pull(args, folders)),
