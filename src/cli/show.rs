@@ -249,6 +249,13 @@ fn open_lease(lease: &Snapshot) -> String {
 
 /// Its claim, in a word.
 pub(super) fn isolation(script: &Snapshot) -> String {
+    if let Some(lease) = &script.lease {
+        return format!("{}, under {lease}", claim(script));
+    }
+    claim(script)
+}
+
+fn claim(script: &Snapshot) -> String {
     match script.isolation {
         Isolation::Exclusive => "exclusive".to_owned(),
         Isolation::Shared { at_most: None } => "bypass".to_owned(),
