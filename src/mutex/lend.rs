@@ -38,6 +38,8 @@ pub const RETURNED: &[u8] = b".";
 /// What a borrower must know of the hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Terms {
+    /// How many descriptors go with it: one whose process has too many open gets fewer.
+    files: usize,
     /// The claim's name.
     claim: String,
     /// The tickets.
@@ -67,7 +69,8 @@ impl Hold {
         sendmsg(stream, &[IoSlice::new(LENT)], &mut ancillary, SendFlags::NOSIGNAL)?;
         let mut fences = self.fences();
         fences.sort_by_key(|(name, _)| Some(name) != first);
-        let terms = Terms { claim: self.claim().to_owned(), held: self.held(), fences };
+        let claim = self.claim().to_owned();
+        let terms = Terms { files: files.len(), claim, held: self.held(), fences };
         let mut line = serde_json::to_vec(&terms)?;
         line.push(b'\n');
         (&*stream).write_all(&line)
@@ -79,7 +82,7 @@ impl Loan {
     /// a time limit.
     ///
     /// # Errors
-    /// `UnexpectedEof` when nothing is lent.
+    /// `UnexpectedEof` when nothing is lent, EMFILE when not all of it could be taken.
     pub fn take(stream: UnixStream) -> io::Result<Self> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FILES))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -92,7 +95,7 @@ impl Loan {
                 descriptors.extend(some);
             }
         }
-        if received.bytes == 0 || byte != LENT || descriptors.is_empty() {
+        if received.bytes == 0 || byte != LENT {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let mut files = Vec::with_capacity(descriptors.len());
@@ -105,7 +108,11 @@ impl Loan {
         if line.last() != Some(&b'\n') {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok(Self { terms: serde_json::from_slice(&line)?, stream, files })
+        let terms: Terms = serde_json::from_slice(&line)?;
+        if files.len() < terms.files {
+            return Err(rustix::io::Errno::MFILE.into());
+        }
+        Ok(Self { stream, files, terms })
     }
 
     /// Lets the programs that this process starts from now on keep the places alive.
