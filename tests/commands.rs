@@ -344,9 +344,10 @@ fn the_demo_ends_with_the_right_order() {
 #[test]
 fn every_command_has_help_with_examples_and_there_are_completions() {
     let world = World::new();
-    for command in
-        ["run", "queue", "list", "logs", "cancel", "agent", "demo", "mutex", "flock", "target"]
-    {
+    for command in [
+        "run", "queue", "list", "logs", "cancel", "agent", "demo", "mutex", "flock", "target",
+        "lease",
+    ] {
         let (code, out, _) = finish(world.baton().args([command, "--help"]));
         assert_eq!(code, 0);
         assert!(out.contains("xample"), "{command}: {out}");

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use baton::process::Process;
 use baton::script::{OutcomeKind, Phase, StartProblem, StragglerPolicy};
 use baton::snapshot::Snapshot;
 use baton::spec::{LeaseTerms, OnLeaseEnd, Spec};
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use support::run::Run;
 use support::{Draft, Started, TestAgent, World, exited, finish, lines, reason, soon};
@@ -351,6 +353,7 @@ async fn when_its_supervisor_is_killed_what_runs_keeps_the_machine() {
     let (busy, _, _) =
         finish(world.baton().args(["mutex", "run", "--no-wait", "machine", "--", "true"]));
     assert_eq!(busy, 75);
+    assert!(!is_plainly_free(&world), "a tool that knows only the plain lock got in");
     gate.open();
     assert!(exited(&running.outcome().await, 0));
     let lost = OutcomeKind::Lost { reason: "its supervisor was killed".to_owned() };
@@ -360,6 +363,12 @@ async fn when_its_supervisor_is_killed_what_runs_keeps_the_machine() {
     let log = log(&world);
     assert_eq!(log[0], "inside");
     assert_eq!(log.len(), 3);
+}
+
+/// Whether a program that knows only the plain lock may have the machine.
+fn is_plainly_free(world: &World) -> bool {
+    let file = File::open(world.mutexes().join("machine/os.lock")).unwrap();
+    flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
 }
 
 #[tokio::test]
