@@ -356,7 +356,7 @@ async fn when_its_supervisor_is_killed_what_runs_keeps_the_machine() {
     assert!(!is_plainly_free(&world), "a tool that knows only the plain lock got in");
     gate.open();
     assert!(exited(&running.outcome().await, 0));
-    let lost = OutcomeKind::Lost { reason: "its supervisor was killed".to_owned() };
+    let lost = OutcomeKind::Lost { reason: "its supervisor was killed by SIGKILL".to_owned() };
     assert_eq!(script(&agent, "holder").outcome().await.kind, lost);
     await_end(&mut outside);
     assert!(exited(&next.outcome().await, 0));
