@@ -15,7 +15,7 @@ use syn::spanned::Spanned as _;
 use syn::visit::Visit;
 
 /// The modules from the user down to the disk. A module uses those behind it, never those before.
-const LAYERS: [&str; 24] = [
+const LAYERS: [&str; 26] = [
     "cli",
     "deploy",
     "client",
