@@ -8,6 +8,9 @@ use tonic::Code;
 use crate::client::embedded::EmbeddedError;
 use crate::client::{ClientError, ConnectError};
 use crate::config::ConfigError;
+use crate::deploy::load::LoadError;
+use crate::deploy::problem::{Problem, Problems};
+use crate::deploy::target_edit::EditError;
 use crate::trust::TrustError;
 
 /// Exit statuses that are not the script's, after `sysexits.h` and coreutils' `timeout`.
@@ -38,11 +41,13 @@ pub(super) struct Failure {
     /// None: there is nothing to say.
     error: Option<anyhow::Error>,
     hints: Vec<String>,
+    /// What else is wrong.
+    more: Vec<Self>,
 }
 
 impl Failure {
     pub(super) fn new(code: u8, error: impl Into<anyhow::Error>) -> Self {
-        Self { code, error: Some(error.into()), hints: Vec::new() }
+        Self { code, error: Some(error.into()), hints: Vec::new(), more: Vec::new() }
     }
 
     /// A mistake of the caller.
@@ -52,7 +57,12 @@ impl Failure {
 
     /// The reader of the output is gone: nothing to say, and nobody to say it to.
     fn broken_pipe() -> Self {
-        Self { code: code::BROKEN_PIPE, error: None, hints: Vec::new() }
+        Self { code: code::BROKEN_PIPE, error: None, hints: Vec::new(), more: Vec::new() }
+    }
+
+    /// All that is wrong, one after the other.
+    pub(super) fn several(code: u8, failures: Vec<Self>) -> Self {
+        Self { code, error: None, hints: Vec::new(), more: failures }
     }
 
     pub(super) fn is_broken_pipe(&self) -> bool {
@@ -71,13 +81,18 @@ impl Failure {
 
     /// Prints it and returns the exit status.
     pub(super) fn report(self) -> ExitCode {
+        self.tell();
+        ExitCode::from(self.code)
+    }
+
+    fn tell(&self) {
         if let Some(error) = &self.error {
             complain(&format!("{} {error:#}", mark("error:")));
         }
         for hint in &self.hints {
             complain(&format!("{} {hint}", mark("hint:")));
         }
-        ExitCode::from(self.code)
+        self.more.iter().for_each(Self::tell);
     }
 }
 
@@ -115,13 +130,43 @@ impl From<io::Error> for Failure {
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         let hint = match &error {
-            ConfigError::UnknownTarget(_) => Some("`baton target list` shows the known ones"),
-            ConfigError::TargetExists(_) => Some("`baton target remove` it first"),
             ConfigError::SocketPath(_) => Some("set BATON_RUNTIME_DIR to a shorter path"),
             ConfigError::File { .. }
             | ConfigError::Text { .. }
             | ConfigError::Value { .. }
             | ConfigError::NoHome(_) => None,
+        };
+        let failure = Self::new(code::USAGE, error);
+        hint.into_iter().fold(failure, Self::hint)
+    }
+}
+
+impl From<Problems> for Failure {
+    fn from(problems: Problems) -> Self {
+        let one = |problem: &Problem| {
+            let failure = Self::usage(problem.to_string());
+            problem.hint.iter().cloned().fold(failure, Self::hint)
+        };
+        Self::several(code::USAGE, problems.iter().map(one).collect())
+    }
+}
+
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Problems(problems) => problems.into(),
+            LoadError::File { .. } => Self::new(code::USAGE, error),
+        }
+    }
+}
+
+impl From<EditError> for Failure {
+    fn from(error: EditError) -> Self {
+        let hint = match error {
+            EditError::Problems(problems) => return problems.into(),
+            EditError::Unknown(_) => Some("`baton target list` shows the known ones"),
+            EditError::Exists(_) => Some("`baton target remove` it first"),
+            EditError::Syntax(_) => None,
         };
         let failure = Self::new(code::USAGE, error);
         hint.into_iter().fold(failure, Self::hint)

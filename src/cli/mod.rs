@@ -4,6 +4,7 @@ mod agent;
 mod artifacts;
 mod cancel;
 mod demo;
+mod deploy;
 mod detail;
 mod drain;
 mod failure;
@@ -28,6 +29,7 @@ mod show;
 mod target;
 mod timeline;
 mod values;
+mod var;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -49,6 +51,7 @@ Examples:
   baton package send build/ --id shop --version 1.4.2   bring what changed of a package
   baton mutex run log -- sh -c 'date >> log'   protect a command with a named mutex
   baton flock /tmp/build.lock make             flock(1), in order of arrival
+  baton deploy web.toml -e Test --dry-run      what a deployment would run where
   baton demo                                   see five projects share a machine
 
 Exit status: the script's own; else 124 run time limit, 75 queue time limit or busy,
@@ -127,6 +130,8 @@ enum Command {
     Flock(flock::FlockArgs),
     Output(values::OutputArgs),
     Progress(values::ProgressArgs),
+    Var(var::VarArgs),
+    Deploy(Box<deploy::DeployArgs>),
     Agent(agent::AgentArgs),
     Target(target::TargetArgs),
     Identity(identity::IdentityArgs),
@@ -212,6 +217,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     if let Command::Progress(args) = &cli.command {
         return values::progress(args);
     }
+    if let Command::Var(args) = &cli.command {
+        return var::var(args);
+    }
     if let Command::RebootAndResume(args) = cli.command {
         return reboot::reboot_and_resume(args);
     }
@@ -242,6 +250,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             let mutex = Some(folders.mutex);
             flock::flock(&args.words, DirectoryOverrides { mutex, ..DirectoryOverrides::default() })
         }
+        Command::Var(args) => var::var(&args),
+        Command::Deploy(args) => deploy::deploy(*args, &folders),
         Command::Agent(args) => agent::agent(args, folders),
         Command::Target(args) => target::target(args, &folders),
         Command::Identity(args) => identity::identity(&args, &folders),

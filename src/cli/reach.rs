@@ -5,8 +5,8 @@ use clap::Args;
 use super::failure::Failure;
 use crate::client::embedded::Embedded;
 use crate::client::{Client, ConnectError, connect};
-use crate::config::targets::Targets;
 use crate::config::{Config, Directories, Overrides};
+use crate::deploy::load;
 use crate::trust::{Fingerprint, Identity};
 
 /// The stem of the client's identity files.
@@ -62,14 +62,9 @@ impl Reach {
         target: &str,
         folders: &Directories,
     ) -> Result<tonic::transport::Channel, Failure> {
-        let targets = Targets::load(&folders.config)?;
-        let (address, fingerprint) = match (targets.get(target), self.fingerprint) {
-            (Some(known), given) => {
-                let pinned = known.fingerprint.parse().map_err(|error| {
-                    Failure::usage(format!("target {target:?} in targets.toml: {error}"))
-                })?;
-                (known.address.clone(), given.unwrap_or(pinned))
-            }
+        let targets = load::known_targets(&folders.config)?;
+        let (address, fingerprint) = match (targets.named(target), self.fingerprint) {
+            (Some(known), given) => (known.address.clone(), given.unwrap_or(known.fingerprint)),
             (None, Some(fingerprint)) if target.contains(':') => (target.to_owned(), fingerprint),
             (None, _) if target.contains(':') => {
                 return Err(Failure::usage(format!("{target} has no pinned fingerprint"))

@@ -7,7 +7,6 @@ pub mod client;
 pub mod directories;
 pub mod files;
 pub mod retention;
-pub mod targets;
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -102,12 +101,6 @@ pub enum ConfigError {
     /// A Unix socket's path has a limit.
     #[error("socket path {0} is longer than {max} bytes", max = directories::MAX_SOCKET_PATH)]
     SocketPath(PathBuf),
-    /// A target is not known.
-    #[error("target {0:?} is not known")]
-    UnknownTarget(String),
-    /// A target is there already, with other values.
-    #[error("target {0:?} is there already with other values")]
-    TargetExists(String),
 }
 
 /// The file's shape.

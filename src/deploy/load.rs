@@ -123,6 +123,33 @@ pub fn targets(path: &Path) -> Result<Targets, LoadError> {
     Ok(Targets::parse(&path.to_string_lossy(), &text(path)?)?)
 }
 
+/// The file of the machines that this client knows.
+pub fn known_targets_file(config: &Path) -> PathBuf {
+    config.join("targets.toml")
+}
+
+/// Reads the machines that this client knows; without a file there are none.
+///
+/// # Errors
+/// When the file can't be read, or everything that is wrong in it.
+pub fn known_targets(config: &Path) -> Result<Targets, LoadError> {
+    let path = known_targets_file(config);
+    Ok(Targets::parse(&path.to_string_lossy(), &text_if_there(&path)?)?)
+}
+
+/// A file's text; empty when it is not there.
+///
+/// # Errors
+/// When it is there and can't be read.
+pub fn text_if_there(path: &Path) -> Result<String, LoadError> {
+    match text(path) {
+        Err(LoadError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Ok(String::new())
+        }
+        other => other,
+    }
+}
+
 fn text(path: &Path) -> Result<String, LoadError> {
     let file = |source| LoadError::File { path: path.to_owned(), source };
     read(path, MAX_FILE_BYTES).map_err(file)

@@ -30,6 +30,7 @@ pub mod run;
 pub mod scope;
 pub mod special;
 pub mod step;
+pub mod target_edit;
 pub mod targets;
 pub mod template;
 #[cfg(test)]

@@ -166,7 +166,7 @@ pub enum Condition {
 
 /// What a step does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "action", rename_all = "kebab-case")]
+#[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Action {
     /// Runs a script on each target.
     Script,
@@ -244,7 +244,7 @@ pub struct Job {
 
 /// A job's claim on its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(tag = "isolation", rename_all = "kebab-case")]
+#[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Isolation {
     /// It runs alone.
     Exclusive,
