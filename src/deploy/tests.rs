@@ -6,9 +6,11 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
+use super::plan::{Isolation, PlannedStep};
+use super::planning::{self, Request};
 use super::project_file::ProjectFile;
 use super::targets::TargetsFile;
-use super::{project, targets};
+use super::{load, project, targets};
 
 /// Set to write the schemas: `BATON_UPDATE_SCHEMA=1 cargo test --lib deploy::tests`.
 const UPDATE: &str = "BATON_UPDATE_SCHEMA";
@@ -63,6 +65,33 @@ fn the_schemas_are_those_of_the_types() {
             crate::durable::replace_file(&path, made.as_bytes(), 0o644).unwrap();
         } else {
             assert!(committed == made, "{name} is old: {UPDATE}=1 cargo test --lib deploy::tests");
+        }
+    }
+}
+
+/// Which of the five projects bypass, by environment: the table of the example's README.
+#[test]
+fn the_five_projects_plan_what_their_readme_says() {
+    let folder = Path::new("examples/five-projects");
+    let machines = load::targets(&folder.join("targets.toml")).unwrap();
+    let bypass = Isolation::Bypass { at_most: None };
+    for (name, test, live) in [
+        ("a", bypass, bypass),
+        ("b", bypass, Isolation::Exclusive),
+        ("c", Isolation::Exclusive, Isolation::Exclusive),
+        ("d", bypass, bypass),
+        ("e", bypass, Isolation::Exclusive),
+    ] {
+        let mut project = load::project(&folder.join(name).with_extension("toml")).unwrap();
+        assert_eq!(project.name, name.to_uppercase());
+        for (environment, expected) in [("Test", test), ("Live", live)] {
+            let request = Request { environment: environment.to_owned(), ..Request::default() };
+            load::values(&mut project, &request, |_| None).unwrap();
+            let plan = planning::plan(&project, &machines, &request).unwrap();
+            let jobs: Vec<_> = plan.steps().flat_map(PlannedStep::jobs).collect();
+            assert_eq!(jobs.len(), 3, "{name}");
+            assert!(jobs.iter().all(|job| job.isolation == expected), "{name} in {environment}");
+            assert!(plan.remarks.is_empty(), "{:?}", plan.remarks);
         }
     }
 }
