@@ -11,6 +11,8 @@ use crate::script::Stream;
 pub struct Event {
     /// When.
     pub at: Timestamp,
+    /// In which run.
+    pub run: String,
     /// What.
     #[serde(flatten)]
     pub what: What,
@@ -22,8 +24,6 @@ pub struct Event {
 pub enum What {
     /// The first one.
     Began {
-        /// The run's id.
-        run: String,
         /// The project's name.
         project: String,
         /// The environment's name.
@@ -202,8 +202,8 @@ pub enum JobResult {
     Cancelled,
 }
 
-/// How a deployment ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// How a deployment ended, the worst last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// On all targets that took part.

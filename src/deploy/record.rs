@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::event::{Event, TargetVerdict, What};
-use super::run::Answer;
 use crate::durable;
 
 /// Why a record can't be used.
@@ -39,10 +38,13 @@ pub struct Record {
     events: File,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct AnswerFile {
-    by: String,
-    goes_on: bool,
+/// An answer to a pause.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Who answered, in words.
+    pub by: String,
+    /// Whether it goes on.
+    pub goes_on: bool,
 }
 
 fn folder(state: &Path, run: &str) -> PathBuf {
@@ -98,12 +100,21 @@ pub fn done_targets(state: &Path, run: &str) -> Result<BTreeMap<String, String>,
         }
         other => other.map_err(at(&path))?,
     };
-    let events = text.lines().filter_map(|line| serde_json::from_str::<Event>(line).ok());
-    let over = events.filter_map(|event| match event.what {
+    let over = |line: &str| match serde_json::from_str::<Event>(line).ok()?.what {
         What::Over { targets, .. } => Some(targets),
-        _ => None,
-    });
-    let targets = over.last().ok_or_else(|| RecordError::Unfinished(run.to_owned()))?;
+        What::Began { .. }
+        | What::WaitsForTurn { .. }
+        | What::HasTurn
+        | What::LeftOut { .. }
+        | What::Package { .. }
+        | What::Job { .. }
+        | What::Output { .. }
+        | What::Paused { .. }
+        | What::Answered { .. }
+        | What::Ends { .. } => None,
+    };
+    let targets = text.lines().rev().find_map(over);
+    let targets = targets.ok_or_else(|| RecordError::Unfinished(run.to_owned()))?;
     let done = targets.into_iter().filter(|target| target.result == TargetVerdict::Succeeded);
     Ok(done.map(|target| (target.target, format!("done in run {run}"))).collect())
 }
@@ -118,8 +129,7 @@ pub fn answer(state: &Path, run: &str, answer: &Answer) -> Result<(), RecordErro
         return Err(RecordError::Unknown(run.to_owned()));
     }
     let path = answer_path(&folder);
-    let file = AnswerFile { by: answer.by.clone(), goes_on: answer.goes_on };
-    let text = serde_json::to_vec(&file).map_err(io::Error::from).map_err(at(&path))?;
+    let text = serde_json::to_vec(answer).map_err(io::Error::from).map_err(at(&path))?;
     durable::replace_file(&path, &text, 0o600).map_err(at(&path))
 }
 
@@ -129,8 +139,7 @@ pub fn take_answer(folder: &Path) -> Option<Answer> {
     let text = std::fs::read(&path).ok()?;
     // One that stays is taken again by a later pause: better to be asked once more.
     std::fs::remove_file(&path).ok()?;
-    let AnswerFile { by, goes_on } = serde_json::from_slice(&text).ok()?;
-    Some(Answer { by, goes_on })
+    serde_json::from_slice(&text).ok()
 }
 
 fn answer_path(folder: &Path) -> PathBuf {
@@ -149,7 +158,8 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         assert!(matches!(done_targets(state.path(), "r"), Err(RecordError::Unknown(_))));
         let mut record = Record::open(state.path(), "r").unwrap();
-        let mut add = |what| record.add(&Event { at: Timestamp::now(), what }).unwrap();
+        let mut add =
+            |what| record.add(&Event { at: Timestamp::now(), run: "r".to_owned(), what }).unwrap();
         add(What::HasTurn);
         assert!(matches!(done_targets(state.path(), "r"), Err(RecordError::Unfinished(_))));
         let target = |name: &str, result| TargetResult {

@@ -155,9 +155,9 @@ impl Rollout {
         }
     }
 
-    /// Whether a target has failed.
-    pub fn has_failures(&self) -> bool {
-        self.standings.iter().any(|standing| matches!(standing, Standing::Failed { .. }))
+    /// Whether nothing more will start on a target.
+    pub fn is_through(&self, target: usize) -> bool {
+        !self.waves.iter().skip(self.wave).any(|wave| wave.contains(&target))
     }
 
     /// Whether a person stopped it.

@@ -148,6 +148,17 @@ impl Targets {
         self.targets.iter()
     }
 
+    /// The first of them, with these addresses and fingerprints instead of their own.
+    #[must_use]
+    pub fn stood_for_by(mut self, machines: &[(String, Fingerprint)]) -> Self {
+        self.targets.truncate(machines.len());
+        for (target, (address, fingerprint)) in self.targets.iter_mut().zip(machines) {
+            target.address.clone_from(address);
+            target.fingerprint = *fingerprint;
+        }
+        self
+    }
+
     /// A target by its name.
     pub fn named(&self, name: &str) -> Option<&Target> {
         self.targets.iter().find(|target| target.name == name)

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::Value;
 
-use super::plan::{Isolation, PlannedStep};
+use super::plan::Isolation;
 use super::planning::{self, Request};
 use super::project_file::ProjectFile;
 use super::targets::TargetsFile;
@@ -88,7 +88,7 @@ fn the_five_projects_plan_what_their_readme_says() {
             let request = Request { environment: environment.to_owned(), ..Request::default() };
             load::values(&mut project, &request, |_| None).unwrap();
             let plan = planning::plan(&project, &machines, &request).unwrap();
-            let jobs: Vec<_> = plan.steps().flat_map(PlannedStep::jobs).collect();
+            let jobs: Vec<_> = plan.steps().flat_map(|step| &step.jobs).collect();
             assert_eq!(jobs.len(), 3, "{name}");
             assert!(jobs.iter().all(|job| job.isolation == expected), "{name} in {environment}");
             assert!(plan.remarks.is_empty(), "{:?}", plan.remarks);

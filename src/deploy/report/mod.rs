@@ -71,9 +71,9 @@ struct Job {
 }
 
 impl Report {
-    /// Adds what is told of the deployment `number`, from 0.
-    pub fn hear(&mut self, number: usize, event: &Event) {
-        story::hear(&mut self.runs, number, event);
+    /// Adds what is told.
+    pub fn hear(&mut self, event: &Event) {
+        story::hear(&mut self.runs, event);
     }
 
     /// The page.

@@ -134,11 +134,10 @@ fn between(from: Timestamp, to: Timestamp) -> Duration {
 
 /// As people say it.
 fn long(time: Duration) -> String {
-    let rounded = match time.as_secs() {
-        0..=9 => Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
-        seconds => Duration::from_secs(seconds),
-    };
-    humantime::format_duration(rounded).to_string()
+    if time < Duration::from_secs(10) && time.subsec_nanos() > 0 {
+        return format!("{:.1}s", time.as_secs_f64());
+    }
+    humantime::format_duration(Duration::from_secs(time.as_secs())).to_string()
 }
 
 fn write_runs(html: &mut String, runs: &[Story]) -> fmt::Result {

@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use super::{Job, MAX_LINES, Package, Story, Target};
 use crate::deploy::event::{Event, State, Transfer, What};
 
-pub(super) fn hear(runs: &mut Vec<Story>, number: usize, event: &Event) {
-    let Event { at, what } = event;
-    if let What::Began { run, project, environment, tenant, release, targets, .. } = what {
+pub(super) fn hear(runs: &mut Vec<Story>, event: &Event) {
+    let Event { at, run, what } = event;
+    if let What::Began { project, environment, tenant, release, targets, .. } = what {
         let release = release.as_ref().map(|release| format!(" {release}")).unwrap_or_default();
         let tenant = tenant.as_ref().map(|tenant| format!(" for {tenant}")).unwrap_or_default();
         let title = format!("{project}{release} to {environment}{tenant}");
@@ -31,10 +31,10 @@ pub(super) fn hear(runs: &mut Vec<Story>, number: usize, event: &Event) {
             ending: None,
             targets: targets.collect(),
         };
-        runs.insert(number.min(runs.len()), story);
+        runs.push(story);
         return;
     }
-    if let Some(story) = runs.get_mut(number) {
+    if let Some(story) = runs.iter_mut().find(|story| story.run == *run) {
         story.hear(*at, what);
     }
 }

@@ -9,7 +9,6 @@ fn at(second: i64) -> Timestamp {
 
 fn began(project: &str) -> What {
     What::Began {
-        run: "r1".to_owned(),
         project: project.to_owned(),
         environment: "prod".to_owned(),
         tenant: None,
@@ -32,7 +31,7 @@ fn ended(result: JobResult, how: &str) -> State {
 fn report(events: Vec<(i64, What)>) -> String {
     let mut report = Report::default();
     for (second, what) in events {
-        report.hear(0, &Event { at: at(second), what });
+        report.hear(&Event { at: at(second), run: "r1".to_owned(), what });
     }
     report.html()
 }
@@ -77,12 +76,13 @@ fn what_overlaps_on_a_target_has_lanes_of_its_own() {
     let mut report = Report::default();
     for number in 0..2 {
         let name = format!("p{number}");
-        report.hear(number, &Event { at: at(0), what: began(&name) });
-        report.hear(number, &Event { at: at(1), what: job(State::Runs) });
+        let run = format!("r{number}");
+        report.hear(&Event { at: at(0), run: run.clone(), what: began(&name) });
+        report.hear(&Event { at: at(1), run, what: job(State::Runs) });
     }
     for number in 0..2 {
         let what = job(ended(JobResult::Succeeded, ""));
-        report.hear(number, &Event { at: at(9), what });
+        report.hear(&Event { at: at(9), run: format!("r{number}"), what });
     }
     let html = report.html();
     assert!(html.contains("y=\"24.0\"") && html.contains("y=\"46.0\""), "{html}");

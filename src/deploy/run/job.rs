@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::leases::{NoLease, Opening};
 use super::lines::{Lines, Secrets};
 use super::{Busy, Course};
-use crate::client::{Client, ClientError, Following, Heard};
+use crate::client::{Client, ClientError, Following, Heard, Lease, LeaseWish};
 use crate::deploy::event::{JobResult, State, What};
 use crate::deploy::plan::{self, Action, Job, PlannedStep};
 use crate::deploy::rollout::{Ended, JobKey};
@@ -72,9 +73,12 @@ impl Task {
     }
 
     async fn tell(&self, attempt: u32, state: State) {
+        self.course.tell(self.of(attempt, state)).await;
+    }
+
+    fn of(&self, attempt: u32, state: State) -> What {
         let (target, step) = (self.job.target.clone(), self.step.name.clone());
-        let number = self.step.number;
-        self.course.tell(What::Job { target, step, number, attempt, state }).await;
+        What::Job { target, step, number: self.step.number, attempt, state }
     }
 
     async fn attempt(&self, number: u32) -> Attempt {
@@ -88,6 +92,12 @@ impl Task {
             Ok(spec) => spec,
             Err(why) => return failed(why),
         };
+        let spec = match self.lease(number).await {
+            Ok(Some(lease)) => lease.under(spec),
+            Ok(None) => spec,
+            Err(NoLease::Busy) => return self.busy(),
+            Err(NoLease::Failed(how)) => return failed(how),
+        };
         let id = spec.script_id.clone();
         let followed = match self.follow(self.client.run(spec), &id, number).await {
             // The project was changed since an earlier start of this run: what ran, ran.
@@ -100,6 +110,39 @@ impl Task {
             Ok(last) => self.judge(last),
             Err(error) => failed(error.to_string()),
         }
+    }
+
+    /// The lease that it runs under, if the deployment is to have the machine for itself.
+    async fn lease(&self, number: u32) -> Result<Option<Lease>, NoLease> {
+        let Some(place) =
+            self.key.target.filter(|_| self.job.isolation == plan::Isolation::Deployment)
+        else {
+            return Ok(None);
+        };
+        let mut labels = self.labels();
+        labels.remove("step");
+        let id = ScriptId::random();
+        let wish = LeaseWish {
+            reason: self.course.options.summary.clone(),
+            queue_time_limit: self.job.queue_time_limit,
+            ..LeaseWish::new(id)
+        };
+        let opening = Opening {
+            course: &self.course,
+            client: &self.client,
+            target: &self.job.target,
+            labels,
+            wish,
+            may_wait: self.course.options.if_busy == Busy::Wait,
+        };
+        let tell = |lease: &Snapshot| {
+            if let Some(state @ State::Waits { .. }) = state_of(lease) {
+                let event = self.course.event(self.of(number, state));
+                // A later one tells the same.
+                self.course.events.try_send(event).unwrap_or_default();
+            }
+        };
+        self.course.leases.of(place, opening, tell).await.map(Some)
     }
 
     /// Follows it to its end, and passes a stop on.
@@ -168,21 +211,7 @@ impl Task {
 
     /// Tells how the script stands, when that is something else than before.
     async fn tell_change(&self, number: u32, script: &Snapshot, told: &mut Option<State>) {
-        let state = match &script.phase {
-            Phase::Queued | Phase::Waiting => {
-                let first = script.waits.first();
-                let reasons: Vec<String> = script.waits.iter().map(Wait::reason).collect();
-                let position = first.map_or(0, |wait| wait.position);
-                State::Waits { position, reason: reasons.join("; ") }
-            }
-            Phase::Running | Phase::Stopping => match &script.progress {
-                Some(progress) => {
-                    State::Progress { percent: progress.percent, text: progress.message.clone() }
-                }
-                None => State::Runs,
-            },
-            Phase::Done(_) => return,
-        };
+        let Some(state) = state_of(script) else { return };
         if told.as_ref() != Some(&state) {
             self.tell(number, state.clone()).await;
             *told = Some(state);
@@ -191,14 +220,16 @@ impl Task {
 
     /// Whether it waits for others, and the deployment is not to.
     fn is_unwelcome(&self, script: &Snapshot) -> bool {
-        self.course.options.if_busy != Busy::Wait
-            && matches!(script.phase, Phase::Queued | Phase::Waiting)
-            && script.waits.iter().any(|wait| {
-                wait.foreign
-                    || wait.holder_count > 0
-                    || wait.ahead_count > 0
-                    || wait.drain.is_some()
-            })
+        self.course.options.if_busy != Busy::Wait && waits_for_others(script)
+    }
+
+    /// How it ends when the machine is busy, and nobody is to wait.
+    fn busy(&self) -> Attempt {
+        let result = match self.course.options.if_busy {
+            Busy::Skip => JobResult::Skipped,
+            Busy::Fail | Busy::Wait => JobResult::Failed,
+        };
+        Attempt { result, how: "the target was busy".to_owned(), last: None }
     }
 
     /// Asks in a task of its own: the script is followed meanwhile.
@@ -227,12 +258,8 @@ impl Task {
             Some(Outcome { kind: OutcomeKind::Cancelled { reason, .. }, .. })
                 if reason == IS_BUSY =>
             {
-                match self.course.options.if_busy {
-                    Busy::Skip => (JobResult::Skipped, "the target was busy".to_owned()),
-                    Busy::Fail | Busy::Wait => {
-                        (JobResult::Failed, "the target was busy".to_owned())
-                    }
-                }
+                let Attempt { result, how, .. } = self.busy();
+                (result, how)
             }
             Some(Outcome { kind: kind @ OutcomeKind::Cancelled { .. }, .. }) => {
                 (JobResult::Cancelled, kind.to_string())
@@ -290,6 +317,32 @@ impl Task {
         labels.insert("run".to_owned(), self.course.run.clone());
         labels
     }
+}
+
+/// How a script stands, as it is told; nothing when it has ended.
+fn state_of(script: &Snapshot) -> Option<State> {
+    Some(match &script.phase {
+        Phase::Queued | Phase::Waiting => {
+            let reasons: Vec<String> = script.waits.iter().map(Wait::reason).collect();
+            let position = script.waits.first().map_or(0, |wait| wait.position);
+            State::Waits { position, reason: reasons.join("; ") }
+        }
+        Phase::Running | Phase::Stopping => match &script.progress {
+            Some(progress) => {
+                State::Progress { percent: progress.percent, text: progress.message.clone() }
+            }
+            None => State::Runs,
+        },
+        Phase::Done(_) => return None,
+    })
+}
+
+/// Whether others are before it.
+pub(super) fn waits_for_others(script: &Snapshot) -> bool {
+    matches!(script.phase, Phase::Queued | Phase::Waiting)
+        && script.waits.iter().any(|wait| {
+            wait.foreign || wait.holder_count > 0 || wait.ahead_count > 0 || wait.drain.is_some()
+        })
 }
 
 fn isolation(isolation: plan::Isolation) -> Isolation {

@@ -7,6 +7,7 @@
 //! 4. Whoever is told events slowly slows the telling down, no script.
 
 mod job;
+mod leases;
 mod lines;
 mod packages;
 pub mod turn;
@@ -23,8 +24,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use leases::Leases;
+
 use super::event::{Event, TargetResult, TargetVerdict, Verdict, What};
 use super::plan::{Action, Plan, PlannedTarget, Unreachable};
+use super::record::Answer;
 use super::rollout::{Ended, JobKey, Rollout, Standing};
 use crate::client::{Client, ConnectError, connect};
 use crate::trust::Identity;
@@ -36,9 +40,6 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 /// How often, and how long apart, an agent is asked to cancel a script.
 const CANCEL_ATTEMPTS: u32 = 50;
 const CANCEL_PAUSE: Duration = Duration::from_millis(200);
-/// How many events may wait for whoever is told.
-const MAX_EVENTS: usize = 1024;
-
 /// What a deployment does when a target's machine is busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Busy {
@@ -93,15 +94,6 @@ pub trait GoAhead: Send + Sync + 'static {
     fn ask<'a>(&'a self, step: &'a str, message: &'a str) -> BoxFuture<'a, Answer>;
 }
 
-/// An answer to a pause.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
-    /// Who answered, in words.
-    pub by: String,
-    /// Whether it goes on.
-    pub goes_on: bool,
-}
-
 /// A plan that is to be worked off.
 pub struct Run {
     plan: Arc<Plan>,
@@ -121,13 +113,18 @@ struct Course {
     stop: CancellationToken,
     /// Why it must not go on.
     lost: OnceLock<String>,
+    leases: Leases,
     tasks: TaskTracker,
 }
 
 impl Course {
     async fn tell(&self, what: What) {
         // Nobody may listen any more; the run goes on.
-        self.events.send(Event { at: Timestamp::now(), what }).await.unwrap_or_default();
+        self.events.send(self.event(what)).await.unwrap_or_default();
+    }
+
+    fn event(&self, what: What) -> Event {
+        Event { at: Timestamp::now(), run: self.run.clone(), what }
     }
 
     fn is_stopped(&self) -> bool {
@@ -149,7 +146,7 @@ impl Course {
 }
 
 impl Run {
-    /// A run; what happens is told on the receiver. `stop` stops it (rule 3).
+    /// A run; what happens is told to `events`. `stop` stops it (rule 3).
     ///
     /// # Errors
     /// When the id can't be one.
@@ -158,18 +155,30 @@ impl Run {
         id: String,
         options: Options,
         identity: Arc<Identity>,
-        go_ahead: Arc<dyn GoAhead>,
+        people: (Arc<dyn GoAhead>, mpsc::Sender<Event>),
         stop: CancellationToken,
-    ) -> Result<(Self, mpsc::Receiver<Event>), RunError> {
+    ) -> Result<Self, RunError> {
         let checked = crate::script::check_name(&id, super::plan::MAX_RUN_BYTES);
         if let Err(problem) = checked {
             return Err(RunError::Id { id, problem: problem.to_string() });
         }
-        let (events, told) = mpsc::channel(MAX_EVENTS);
+        let (go_ahead, events) = people;
         let (own, tasks) = (stop.child_token(), TaskTracker::new());
-        let course =
-            Arc::new(Course { run: id, options, events, stop: own, lost: OnceLock::new(), tasks });
-        Ok((Self { plan: Arc::new(plan), identity, course, go_ahead, stop }, told))
+        let course = Arc::new(Course {
+            run: id,
+            options,
+            events,
+            stop: own,
+            lost: OnceLock::new(),
+            leases: Leases::default(),
+            tasks,
+        });
+        Ok(Self { plan: Arc::new(plan), identity, course, go_ahead, stop })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.course.run
     }
 
     /// Works the plan off.
@@ -203,7 +212,6 @@ impl Run {
     fn began(&self) -> What {
         let plan = &self.plan;
         What::Began {
-            run: self.course.run.clone(),
             project: plan.project.clone(),
             environment: plan.environment.clone(),
             tenant: plan.tenant.clone(),
@@ -225,8 +233,8 @@ impl Run {
         };
         let course = Arc::clone(&self.course);
         let on_wait = move |reason: String| {
-            let event = Event { at: Timestamp::now(), what: What::WaitsForTurn { reason } };
             // Who waits for the turn waits for nobody else; a later one tells the same.
+            let event = course.event(What::WaitsForTurn { reason });
             course.events.try_send(event).unwrap_or_default();
         };
         let turn = wish.take(on_wait).await.map_err(|source| RunError::Turn { tag, source })?;
@@ -256,14 +264,15 @@ impl Run {
                 Ok((place, Ok(client))) => clients[place] = Some(client),
                 Ok((place, Err(why))) => match self.plan.unreachable {
                     Unreachable::Exclude => self.leave_out(rollout, place, why).await,
-                    Unreachable::Fail => rollout.fail(place, "connect", why),
+                    Unreachable::Fail => {
+                        rollout
+                            .stop(&format!("{} can't be reached", self.plan.targets[place].name));
+                        rollout.fail(place, "connect", why);
+                    }
                 },
                 // It was not cancelled, and does not panic.
                 Err(_) => {}
             }
-        }
-        if self.plan.unreachable == Unreachable::Fail && rollout.has_failures() {
-            rollout.stop("a target can't be reached");
         }
         clients
     }
@@ -292,7 +301,9 @@ impl Run {
                 is_end_told = true;
                 self.course.tell(What::Ends { why: why.to_owned() }).await;
             }
-            if rollout.is_over() {
+            let is_over = rollout.is_over();
+            self.course.leases.close(|place| is_over || rollout.is_through(place)).await;
+            if is_over {
                 return rollout;
             }
             tokio::select! {

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::{Course, Run};
 use crate::client::{Client, Told};
-use crate::deploy::event::{Event, Transfer, What};
+use crate::deploy::event::{Transfer, What};
 use crate::deploy::plan::{Acquisition, PackageSource};
 use crate::deploy::rollout::Rollout;
 use crate::packages::Package;
@@ -108,7 +108,7 @@ impl Sending {
             }
             told_at.store(bytes, Ordering::Relaxed);
             let what = like(Transfer::Sends { done: bytes, total: size });
-            let event = Event { at: jiff::Timestamp::now(), what };
+            let event = course.event(what);
             // The bytes wait for nobody; a later one tells more.
             course.events.try_send(event).unwrap_or_default();
         };
