@@ -23,6 +23,7 @@ mod push;
 mod reach;
 mod reboot;
 mod remote;
+mod rollout;
 mod run;
 mod screen;
 mod show;

@@ -5,10 +5,9 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::deploy::plan::{
-    Action, Condition, Isolation, Job, PackageSource, Plan, PlannedStep, Unreachable,
+    Action, Condition, Isolation, Job, PackageSource, Plan, PlannedStep, Unreachable, Wave,
 };
 use crate::deploy::value::Value;
-use crate::deploy::variables::{built_in, environment_name};
 use crate::text::shorten;
 
 /// How wide it is.
@@ -29,7 +28,7 @@ pub(super) fn text(plan: &Plan) -> String {
         };
         page.line(0, &format!("stage {}{beside}", at + 1));
         for planned in &stage.steps {
-            step(&mut page, planned);
+            step(&mut page, planned, &plan.waves);
         }
     }
     if !plan.remarks.is_empty() {
@@ -87,7 +86,7 @@ fn packages(page: &mut Page, plan: &Plan) {
     }
 }
 
-fn step(page: &mut Page, step: &PlannedStep) {
+fn step(page: &mut Page, step: &PlannedStep, waves: &[Wave]) {
     let action = match &step.action {
         Action::Script => String::new(),
         Action::HealthCheck => " (health check)".to_owned(),
@@ -100,7 +99,7 @@ fn step(page: &mut Page, step: &PlannedStep) {
         Condition::Always => ", whatever happened",
     };
     page.wrapped(2, &format!("{} {}{action}{condition}", step.number, step.name));
-    if step.batches.is_empty() {
+    if step.jobs.is_empty() {
         if !matches!(step.action, Action::Pause { .. }) {
             page.line(4, "no target");
         }
@@ -112,11 +111,16 @@ fn step(page: &mut Page, step: &PlannedStep) {
         times => format!("tried again {times} times"),
     }));
     page.wrapped(4, &limits.join(", "));
-    let width = step.jobs().map(|job| job.target.chars().count()).max().unwrap_or(0);
-    for (at, batch) in step.batches.iter().enumerate() {
-        let canary = if batch.is_canary { " (canary)" } else { "" };
+    let width = step.jobs.iter().map(|job| job.target.chars().count()).max().unwrap_or(0);
+    for (at, wave) in waves.iter().enumerate() {
+        let jobs: Vec<&Job> =
+            step.jobs.iter().filter(|job| wave.targets.contains(&job.target)).collect();
+        if jobs.is_empty() {
+            continue;
+        }
+        let canary = if wave.is_canary { " (canary)" } else { "" };
         page.line(4, &format!("batch {}{canary}", at + 1));
-        for job in &batch.jobs {
+        for job in jobs {
             page.pair(6, &job.target, &how(job), (width + 2).min(MAX_NAME));
         }
     }
@@ -142,14 +146,12 @@ fn how(job: &Job) -> String {
     parts.into_iter().chain([waits]).flatten().collect::<Vec<_>>().join(", ")
 }
 
-/// Each value once, with the targets that have it where it is not the same for all. What the deployment
-/// itself gives is no news.
+/// Each value once, with the targets that have it where it is not the same for all.
 fn variables(page: &mut Page, step: &PlannedStep) {
-    let jobs: Vec<&Job> = step.jobs().collect();
+    let jobs: Vec<&Job> = step.jobs.iter().collect();
     let mut values: BTreeMap<&str, Vec<(&Value, Vec<&str>)>> = BTreeMap::new();
-    let given = built_in::ALL.map(environment_name);
     for job in &jobs {
-        for (name, value) in job.environment.iter().filter(|(name, _)| !given.contains(name)) {
+        for (name, value) in &job.environment {
             let known = values.entry(name).or_default();
             match known.iter_mut().find(|(other, _)| *other == value) {
                 Some((_, targets)) => targets.push(&job.target),
