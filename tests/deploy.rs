@@ -103,7 +103,7 @@ fn a_dry_run_tells_steps_targets_batches_isolation_and_no_secret() {
     }
     assert!(out.lines().all(|line| line.chars().count() <= 80), "{out}");
     let plan: serde_json::Value = serde_json::from_str(&json).unwrap();
-    let job = &plan["stages"][1]["steps"][0]["batches"][0]["jobs"][0];
+    let job = &plan["stages"][1]["steps"][0]["jobs"][0];
     assert_eq!(job["target"], "web-1");
     assert_eq!(job["isolation"]["kind"], "bypass");
     assert_eq!(job["script"]["body"], "echo deploying\n");

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use baton::fleet::{Fleet, FleetError, LockName, Loss, Options, Told, Who};
 use rustix::process::{Pid, Signal, kill_process};
 
+use support::cable::Cable;
 use support::etcd::Etcd;
 use support::run::{Run, await_end, lives, named_process};
 use support::{Gate, Stopped, World, finish, lines, signal, soon};
@@ -355,63 +356,9 @@ fn a_waiter_whose_lease_ended_is_told_and_stands_anew_at_the_end() {
     assert!(log[0].starts_with("second ") && log[1].starts_with("first "), "{log:?}");
 }
 
-/// Two networks with a cable between them; each has one end, at an address.
-struct Cable {
-    near: String,
-    far: String,
-}
-
-impl Cable {
-    const ADDRESS: &str = "10.213.77.1";
-
-    /// `None` where this may not be done.
-    fn lay() -> Option<Self> {
-        let id = std::process::id();
-        let cable = Self { near: format!("bt{id}a"), far: format!("bt{id}b") };
-        let Self { near, far } = &cable;
-        let steps = [
-            format!("netns add {near}"),
-            format!("netns add {far}"),
-            format!("-n {near} link add bt0 type veth peer name bt0 netns {far}"),
-            format!("-n {near} address add {}/24 dev bt0", Self::ADDRESS),
-            format!("-n {far} address add 10.213.77.2/24 dev bt0"),
-            format!("-n {near} link set lo up"),
-            format!("-n {near} link set bt0 up"),
-            format!("-n {far} link set bt0 up"),
-        ];
-        steps.iter().all(|step| ip(step)).then_some(cable)
-    }
-
-    /// Cuts it: nothing arrives, and nobody is told.
-    fn cut(&self) {
-        assert!(ip(&format!("-n {} link set bt0 down", self.far)));
-    }
-
-    /// What runs a command in one of the networks.
-    fn inside(network: &str) -> [&str; 4] {
-        ["ip", "netns", "exec", network]
-    }
-}
-
-impl Drop for Cable {
-    fn drop(&mut self) {
-        for network in [&self.near, &self.far] {
-            ip(&format!("netns delete {network}"));
-        }
-    }
-}
-
-fn ip(words: &str) -> bool {
-    let output = Command::new("ip").args(words.split(' ')).output();
-    output.is_ok_and(|output| output.status.success())
-}
-
 #[test]
 fn a_machine_that_is_cut_off_has_ended_its_command_before_another_one_holds() {
-    let Some(cable) = Cable::lay() else {
-        eprintln!("skipped: no network may be made here");
-        return;
-    };
+    let Some(cable) = Cable::lay() else { return };
     let world = World::new();
     let near = Cable::inside(&cable.near);
     let Some(etcd) = Etcd::start_at(&world, &near, Cable::ADDRESS) else { return };

@@ -5,11 +5,13 @@
 #![allow(clippy::must_use_candidate, clippy::return_self_not_must_use, reason = "tests only")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on fails here")]
 
+pub mod cable;
 pub mod disk;
 pub mod etcd;
 pub mod line;
 
 pub mod run;
+pub mod site;
 pub mod talker;
 
 use std::fs::{File, OpenOptions};
