@@ -119,6 +119,11 @@ impl Process {
         self.state == 'Z'
     }
 
+    /// Whether it was stopped, by SIGSTOP or a debugger say: it does nothing until it goes on.
+    pub fn is_stopped(&self) -> bool {
+        matches!(self.state, 'T' | 't')
+    }
+
     /// What becomes readable when exactly this process has ended; `None` when it is gone.
     pub fn watch(&self) -> Option<OwnedFd> {
         let pid = Pid::from_raw(self.pid.cast_signed())?;

@@ -37,6 +37,8 @@ pub struct Snapshot {
     pub output_bytes: u64,
     /// Its processes that were killed and are still there.
     pub stuck: Vec<Straggler>,
+    /// Its supervisor's process, when that was asked to stop the script and is stopped itself.
+    pub halted: Option<u32>,
     /// What runs, in one line.
     pub summary: String,
     /// How far it says that it is, or was at its end.

@@ -7,7 +7,8 @@ mod support;
 use std::time::Duration;
 
 use baton::script::{OutcomeKind, Phase};
-use support::{World, cancel, exited, lines};
+use support::run::Run;
+use support::{Stopped, World, cancel, exited, lines};
 
 #[tokio::test]
 async fn a_queued_script_leaves_the_line_and_the_others_keep_their_order() {
@@ -146,4 +147,23 @@ async fn a_process_with_half_a_character_in_its_name_is_ended_too() {
     assert!(exited(&script.outcome().await, 0));
     let pid = String::from_utf8(script.output().await).unwrap();
     assert!(!std::path::Path::new(&format!("/proc/{}", pid.trim())).exists());
+}
+
+#[tokio::test]
+async fn one_whose_supervisor_is_stopped_is_said_to_be_and_ends_when_that_goes_on() {
+    let world = World::new();
+    let agent = world.agent_at("a", &["--listen", "none"]).await;
+    let gate = world.gate();
+    let script = agent.script(gate.wait()).id("halted").start().await;
+    script.is_running().await;
+    let pid =
+        std::fs::read_to_string(agent.folder.join("state/scripts/halted/supervisor")).unwrap();
+    let supervisor = Stopped::new(pid.trim().parse().unwrap());
+    let mut command = world.baton_at("a");
+    let mut wait = Run::of(command.args(["cancel", "halted", "--wait"]));
+    let told = wait.told();
+    assert!(told.contains(&format!("its supervisor (pid {}) is stopped", pid.trim())), "{told}");
+    supervisor.go_on_to_the_end();
+    assert_eq!(wait.line(), "halted: cancelled");
+    assert_eq!(wait.end(), 0);
 }

@@ -14,7 +14,7 @@ use baton::journal::EventScanner;
 use baton::script::OutcomeKind;
 use baton::supervisor::job::Report;
 use support::disk::{ReadOnly, Small};
-use support::{Started, TestAgent, World, finish};
+use support::{Gate, Started, TestAgent, World, finish};
 
 /// How long a script is watched that must not end; three tries to launch it take three seconds.
 const WATCHED: Duration = Duration::from_secs(5);
@@ -95,8 +95,7 @@ async fn a_script_that_fills_the_disk_ends_with_its_outcome_and_others_go_on() {
 }
 
 /// A script that ends when its folder can't be written any more; `None` where that may not be done.
-async fn ends_on_a_read_only_disk(world: &World, agent: &TestAgent) -> Option<(Started, ReadOnly)> {
-    let gate = world.gate();
+async fn ends_on_a_read_only_disk(agent: &TestAgent, gate: &Gate) -> Option<(Started, ReadOnly)> {
     let script = agent.script(format!("echo on; {}", gate.wait())).id("last").start().await;
     script.has_written(3).await;
     let read_only = ReadOnly::make(&agent.folder.join("state/scripts/last"));
@@ -108,7 +107,8 @@ async fn ends_on_a_read_only_disk(world: &World, agent: &TestAgent) -> Option<(S
 async fn an_outcome_waits_for_a_disk_that_is_read_only_for_a_while() {
     let world = World::new();
     let agent = world.agent_at("a", &["--listen", "none"]).await;
-    let Some((script, read_only)) = ends_on_a_read_only_disk(&world, &agent).await else {
+    let gate = world.gate();
+    let Some((script, read_only)) = ends_on_a_read_only_disk(&agent, &gate).await else {
         eprintln!("skipped: no file system may be mounted here");
         return;
     };
@@ -121,7 +121,8 @@ async fn an_outcome_waits_for_a_disk_that_is_read_only_for_a_while() {
 async fn an_outcome_that_can_t_be_written_is_lost_with_why() {
     let world = World::new();
     let agent = world.agent_at("a", &["--listen", "none"]).await;
-    let Some((script, _read_only)) = ends_on_a_read_only_disk(&world, &agent).await else {
+    let gate = world.gate();
+    let Some((script, _read_only)) = ends_on_a_read_only_disk(&agent, &gate).await else {
         eprintln!("skipped: no file system may be mounted here");
         return;
     };
@@ -179,4 +180,36 @@ async fn output_that_is_missing_in_the_middle_is_marked_at_its_place() {
     }
     let (_, _, error) = finish(world.baton_at("a").args(["logs", "hole"]));
     assert!(error.contains("bytes of output are missing at byte"), "{error}");
+}
+
+#[tokio::test]
+async fn an_agent_whose_database_takes_no_change_says_so_until_it_does() {
+    let world = World::new();
+    let Some(_small) = Small::mount(&world.path("a/state"), 2) else {
+        eprintln!("skipped: no file system may be mounted here");
+        return;
+    };
+    let agent = world.agent_at("a", &["--listen", "none"]).await;
+    let gate = world.gate();
+    let holder = agent.script(gate.wait()).start().await;
+    holder.is_running().await;
+    let first = agent.script("true").start().await;
+    first.is_waiting().await;
+    let queued = agent.script("true").start().await;
+    let ballast = world.path("a/state/fill");
+    let mut file = File::create(&ballast).unwrap();
+    while file.write_all(&[0; 512]).is_ok() {}
+    drop(file);
+    let (client, id) = (queued.client.clone(), queued.id.clone());
+    let cancelled = tokio::spawn(async move { client.cancel(&id, String::new()).await });
+    let mut standing = agent.client.watch_agent();
+    while support::soon("a problem", standing.next()).await.unwrap().store_problem.is_none() {}
+    let (_, out, _) = finish(world.baton_at("a").args(["agent", "info"]));
+    assert!(out.contains("ends of scripts can't be recorded since"), "{out}");
+    std::fs::remove_file(ballast).unwrap();
+    while support::soon("its end", standing.next()).await.unwrap().store_problem.is_some() {}
+    support::soon("the answer", cancelled).await.unwrap().unwrap();
+    assert!(matches!(queued.outcome().await.kind, OutcomeKind::Cancelled { .. }));
+    gate.open();
+    assert_eq!(first.outcome().await.kind, OutcomeKind::Exited { code: 0 });
 }

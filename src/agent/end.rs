@@ -9,16 +9,19 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tracing::{Instrument as _, error, info, info_span, warn};
 
-use super::{Agent, AgentError};
+use super::{Agent, AgentError, StoreProblem};
+use crate::process::Process;
 use crate::script::{Event, Outcome, OutcomeKind, Phase, ScriptId};
 use crate::snapshot::Snapshot;
 use crate::spec::Spec;
 use crate::store::{ScriptUpdate, StoreError};
-use crate::supervisor::job::Cancel;
+use crate::supervisor::job::{Cancel, Job};
 
 /// How long to wait before an end that was not recorded is recorded again, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often it is looked at the supervisor of a script that was asked to stop and has not ended.
+const LOOK_AT_SUPERVISOR: Duration = Duration::from_secs(2);
 
 /// Where a script stood when it was asked to stop.
 enum Asked {
@@ -121,10 +124,44 @@ impl Agent {
 
     async fn tell_to_stop(&self, id: &ScriptId, reason: String) -> Result<(), AgentError> {
         self.tell_supervisor_to_stop(id, reason.clone()).await;
+        let was_stopping = self.table().get(id).is_some_and(|l| l.phase == Phase::Stopping);
+        if !was_stopping {
+            self.spawn(self.clone().watch_stopping(id.clone()));
+        }
         self.table().apply(id, Event::Stop)?;
         self.queue_changed();
         let update = ScriptUpdate { stop_reason: Some(reason), ..ScriptUpdate::of(id.clone()) };
         Ok(self.inner.store.update(update).await?)
+    }
+
+    /// Tells a supervisor once more to stop its script.
+    pub(super) fn stop_again(&self, id: &ScriptId) {
+        self.inner.supervisors.stop(id);
+        self.spawn(self.clone().watch_stopping(id.clone()));
+    }
+
+    /// Tells, as long as a script stops, whether its supervisor is stopped itself: who waits for its end is
+    /// not to wonder.
+    async fn watch_stopping(self, id: ScriptId) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_AT_SUPERVISOR) => {}
+                () = self.is_over(&id) => return,
+            }
+            let workspace = self.workspace(&id);
+            let look = move || {
+                let job: Option<Job> = workspace.read_json(&workspace.job()).ok().flatten();
+                let supervisor = job.and_then(|job| Process::read(job.supervisor));
+                supervisor.filter(Process::is_stopped).map(|process| process.pid)
+            };
+            let halted = super::blocking(look).await.unwrap_or_default();
+            if let Some(living) = self.table().get_mut(&id)
+                && living.halted != halted
+            {
+                living.halted = halted;
+                living.changed.send_replace(());
+            }
+        }
     }
 
     /// Stops all scripts and waits until they are done.
@@ -189,12 +226,31 @@ impl Agent {
                 // Its state goes with the command: nobody waits for a disk here.
                 Err(error) if self.inner.settings.tied => return Err(error.into()),
                 Err(error) => {
-                    error!(error = crate::text::chain(&error), "the end is not recorded yet");
+                    let reason = crate::text::chain(&error);
+                    error!(error = reason, "the end is not recorded yet");
+                    self.store_is(Some(reason));
                 }
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.store_is(None);
+                    return Ok(());
+                }
             }
             tokio::time::sleep(pause).await;
             pause = LONGEST_PAUSE.min(pause * 2);
+        }
+    }
+
+    /// Lets everybody know whether the store takes changes, or why it does not.
+    fn store_is(&self, problem: Option<String>) {
+        let is_news = {
+            let mut table = self.table();
+            let since = table.store_problem.as_ref().map(|known| known.since);
+            let since = since.unwrap_or_else(Timestamp::now);
+            let now = problem.map(|reason| StoreProblem { since, reason });
+            std::mem::replace(&mut table.store_problem, now.clone()) != now
+        };
+        if is_news {
+            self.queue_changed();
         }
     }
 

@@ -28,6 +28,7 @@ mod reboot;
 mod recover;
 mod retention;
 mod scripts;
+mod status;
 mod supervisor;
 mod table;
 mod term;
@@ -57,7 +58,7 @@ use table::Table;
 
 pub use follow::{Follow, Followed};
 pub use list::{ListCursor, ListFilter, ListOrder, Page};
-pub use table::{Counts, Status};
+pub use status::{Counts, Status, StoreProblem};
 
 /// What an agent is told once, at its start.
 #[derive(Debug, Clone)]

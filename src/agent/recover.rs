@@ -107,7 +107,7 @@ impl Agent {
                 }
                 if record.stop_reason.is_some() {
                     // The agent may have been killed before it told the supervisor.
-                    self.inner.supervisors.stop(id);
+                    self.stop_again(id);
                 }
                 self.limit_queue_time(&spec, record.queued_at);
                 let attend = self.clone().attend(spec, supervisor, continues);

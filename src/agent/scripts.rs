@@ -191,6 +191,7 @@ pub(super) fn stored_snapshot(record: Record) -> Snapshot {
         ended_at: record.ended_at,
         output_bytes: record.output_bytes,
         stuck: Vec::new(),
+        halted: None,
         summary: spec.map_or_else(|| DAMAGED.to_owned(), |spec| spec.summary()),
         progress,
         lease,

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::queue::{LineBefore, Queue, QueueFull};
 use super::reboot::Reboot;
+use super::status::{Counts, Status, StoreProblem};
 use super::term::Term;
 use crate::mutex::{Blocked, Claimant, Mode, MutexName, Party};
 use crate::script::{
@@ -56,6 +57,8 @@ pub(super) struct Living {
     pub(super) attempts: u32,
     /// Its processes that were killed and are still there.
     pub(super) stuck: Vec<Straggler>,
+    /// Its supervisor, when that was asked to stop the script and is stopped itself.
+    pub(super) halted: Option<u32>,
     /// Whether the machine lacked something for its last supervisor.
     pub(super) lacked: bool,
     /// Why its mutexes are given back though nothing can end it, once an operator said so.
@@ -76,32 +79,13 @@ pub(super) struct Living {
     pub(super) changed: watch::Sender<()>,
 }
 
-/// How many scripts there are in which phase.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counts {
-    /// In the agent's queue.
-    pub queued: u32,
-    /// Launched, and in the machine's line.
-    pub waiting: u32,
-    /// Running or stopping.
-    pub running: u32,
-}
-
-/// How an agent stands.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Status {
-    /// How busy it is.
-    pub counts: Counts,
-    /// Why it takes nothing new, if it drains.
-    pub drain: Option<Drain>,
-}
-
 /// All scripts that are not done.
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) queue: Queue,
     /// While the agent drains, nothing new comes in and nothing is launched.
     pub(super) drain: Option<Drain>,
+    pub(super) store_problem: Option<StoreProblem>,
     /// The restart of the machine, as far as it is known to the agent.
     pub(super) reboot: Reboot,
     living: HashMap<ScriptId, Living>,
@@ -109,7 +93,7 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn new(queue: Queue, reboot: Reboot) -> Self {
-        Self { queue, drain: None, reboot, living: HashMap::new() }
+        Self { queue, drain: None, store_problem: None, reboot, living: HashMap::new() }
     }
 
     /// Gives a new script its place; returns the number of its arrival.
@@ -140,6 +124,7 @@ impl Table {
             waited: None,
             attempts: 0,
             stuck: Vec::new(),
+            halted: None,
             lacked: false,
             abandon: None,
             stop: None,
@@ -264,7 +249,8 @@ impl Table {
     }
 
     pub(super) fn status(&self) -> Status {
-        Status { counts: self.counts(), drain: self.drain.clone() }
+        let (drain, store_problem) = (self.drain.clone(), self.store_problem.clone());
+        Status { counts: self.counts(), drain, store_problem }
     }
 
     fn counts(&self) -> Counts {
@@ -329,6 +315,7 @@ impl Table {
             ended_at: living.ended_at,
             output_bytes: living.output_bytes,
             stuck: living.stuck.clone(),
+            halted: living.halted,
             summary: living.summary.clone(),
             progress: living.progress.clone(),
             lease: spec.lease.clone(),

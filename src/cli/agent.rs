@@ -347,15 +347,18 @@ async fn agent_info(reach: Reach, folders: Directories, json: bool) -> Result<Ex
             "waiting": status.waiting,
             "running": status.running,
             "draining": drain::status_json(&status)["draining"],
+            "store_problem": drain::status_json(&status)["store_problem"],
         }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let drains = drain::draining(&status).map(|drain| format!("{drain}\n")).unwrap_or_default();
+    let line = |text: String| format!("{text}\n");
+    let drains = drain::draining(&status).map(line).unwrap_or_default();
+    let problem = drain::store_problem(&status).map(line).unwrap_or_default();
     let text = format!(
         "{name}: baton {version} on {hostname} ({os}, {architecture})\n\
          scripts: {running} running, {waiting} waiting, {queued} queued\n\
          mutexes: {mutexes}\n\
-         {drains}",
+         {drains}{problem}",
         name = info.name,
         version = info.version,
         hostname = info.hostname,

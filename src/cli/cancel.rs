@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::failure::Failure;
+use super::failure::{Failure, complain};
 use super::reach::Reach;
 use super::screen::{write_json, write_out};
 use super::show;
@@ -56,6 +56,9 @@ pub(super) async fn cancel(args: CancelArgs, folders: Directories) -> Result<Exi
         let mut following = client.watch(args.id, script.output_bytes, true);
         while let Some(heard) = following.next().await? {
             if let Heard::Script(now) = heard {
+                if let Some(pid) = now.halted.filter(|_| now.halted != script.halted) {
+                    complain(&format!("baton: waiting: {}", show::halted(pid)));
+                }
                 script = *now;
             }
         }

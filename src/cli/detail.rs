@@ -65,6 +65,7 @@ fn lines(script: &Snapshot) -> Vec<String> {
     for wait in &script.waits {
         line("waits", wait.reason());
     }
+    line("halted", script.halted.map(show::halted).unwrap_or_default());
     for left in &script.stuck {
         line("stuck", show::stuck(script, left));
     }

@@ -14,8 +14,8 @@ use super::show;
 use crate::client::{Client, ClientError};
 use crate::config::Directories;
 use crate::script::Drain;
-use crate::snapshot::{Snapshot, describe_drain};
-use crate::wire::v1;
+use crate::snapshot::{Snapshot, clock, describe_drain};
+use crate::wire::{from_timestamp, v1};
 
 /// How many of the scripts that are waited for are named.
 const MAX_NAMED: usize = 8;
@@ -156,7 +156,19 @@ pub(super) fn status_json(status: &v1::AgentStatus) -> Value {
         "waiting": status.waiting,
         "running": status.running,
         "draining": draining,
+        "store_problem": status.store_problem.as_ref().map(store_json),
     })
+}
+
+fn store_json(problem: &v1::StoreProblem) -> Value {
+    json!({"since": problem.since.and_then(from_timestamp), "reason": problem.reason})
+}
+
+/// That the agent's database takes no change, in words, if it is so.
+pub(super) fn store_problem(status: &v1::AgentStatus) -> Option<String> {
+    let v1::StoreProblem { since, reason } = status.store_problem.as_ref()?;
+    let since = since.and_then(from_timestamp).map(clock).unwrap_or_default();
+    Some(format!("ends of scripts can't be recorded since {since}: {reason}"))
 }
 
 /// A drain as JSON.

@@ -44,6 +44,8 @@ pub(super) struct Screen {
     told: String,
     /// The processes that nothing ends, as they were told.
     stuck: Vec<Straggler>,
+    /// Its supervisor, when it is stopped, as that was told.
+    halted: Option<u32>,
     /// How far the script says that it is.
     progress: Option<Progress>,
     /// Whether the output ended with a whole line: a bar would write into a half one.
@@ -55,7 +57,17 @@ impl Screen {
     pub(super) fn new(json: bool) -> Self {
         let is_seen = io::stdout().is_terminal();
         let (told, stuck, progress) = (String::new(), Vec::new(), None);
-        Self { json, is_seen, spinner: None, told, stuck, progress, at_start: true, outcome: None }
+        Self {
+            json,
+            is_seen,
+            spinner: None,
+            told,
+            stuck,
+            halted: None,
+            progress,
+            at_start: true,
+            outcome: None,
+        }
     }
 
     /// Shows what was heard. It may block as long as nobody reads the output.
@@ -78,6 +90,11 @@ impl Screen {
                     }
                     self.stuck.clone_from(&script.stuck);
                 }
+                if let Some(pid) = script.halted.filter(|_| script.halted != self.halted) {
+                    self.clear();
+                    complain(&format!("baton: {}", show::halted(pid)));
+                }
+                self.halted = script.halted;
                 self.progress = script.progress.filter(|_| !script.phase.is_done());
                 self.show_progress();
             }

@@ -38,6 +38,7 @@ pub(super) fn script_json(script: &Snapshot) -> Value {
         "ended_at": script.ended_at,
         "output_bytes": script.output_bytes,
         "stuck": script.stuck,
+        "halted_supervisor": script.halted,
         "summary": script.summary,
         "progress": script.progress,
         "lease": script.lease,
@@ -125,6 +126,13 @@ pub(super) fn stuck(script: &Snapshot, left: &Straggler) -> String {
     format!(
         "pid {} ({}) can't be ended and keeps its mutexes; `baton cancel {} --abandon --reason TEXT` gives them back",
         left.pid, left.command, script.script_id
+    )
+}
+
+/// That the supervisor of a script is stopped, and what can be done.
+pub(super) fn halted(pid: u32) -> String {
+    format!(
+        "its supervisor (pid {pid}) is stopped, so nothing happens; `kill -CONT {pid}` lets it go on"
     )
 }
 

@@ -11,7 +11,7 @@ use tracing::{Instrument as _, info_span};
 
 use super::listen::caller;
 use super::status;
-use crate::agent::{Agent, Counts, Status as AgentStatus};
+use crate::agent::{Agent, Counts, Status as AgentStatus, StoreProblem};
 use crate::config::host_name;
 use crate::spec::{MAX_BODY_BYTES, MAX_FILE_BYTES, MAX_FILES_BYTES};
 use crate::wire::{to_duration, to_timestamp, v1};
@@ -73,9 +73,13 @@ impl Service {
 }
 
 impl From<AgentStatus> for v1::AgentStatus {
-    fn from(AgentStatus { counts, drain }: AgentStatus) -> Self {
+    fn from(AgentStatus { counts, drain, store_problem }: AgentStatus) -> Self {
         let Counts { queued, waiting, running } = counts;
-        Self { queued, waiting, running, draining: drain.map(v1::Draining::from) }
+        let store_problem = store_problem.map(|StoreProblem { since, reason }| v1::StoreProblem {
+            since: Some(to_timestamp(since)),
+            reason,
+        });
+        Self { queued, waiting, running, draining: drain.map(v1::Draining::from), store_problem }
     }
 }
 
