@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use baton::script::{OutcomeKind, Phase};
 use support::run::Run;
-use support::{Stopped, World, cancel, exited, lines};
+use support::{Started, Stopped, World, cancel, exited, lines, spare};
 
 #[tokio::test]
 async fn a_queued_script_leaves_the_line_and_the_others_keep_their_order() {
@@ -166,4 +166,65 @@ async fn one_whose_supervisor_is_stopped_is_said_to_be_and_ends_when_that_goes_o
     supervisor.go_on_to_the_end();
     assert_eq!(wait.line(), "halted: cancelled");
     assert_eq!(wait.end(), 0);
+}
+
+/// Whoever hears of it before it holds anything does not start it.
+#[tokio::test]
+async fn a_script_that_is_being_started_is_cancelled_before_it_runs() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let log = world.path("log");
+    assert!(exited(&agent.script("true").outcome().await, 0));
+    let supervisor = Stopped::new(spare(agent.pid()));
+    let script = agent.script(format!("echo ran >> {}", log.display())).start().await;
+    script.until("assigned", |script| script.phase == Phase::Waiting).await;
+    cancel(&script, "too early").await;
+    // While it stops: no error, and the first reason stays.
+    cancel(&script, "again").await;
+    supervisor.go_on_to_the_end();
+    let reason = "too early".to_owned();
+    let expected = OutcomeKind::Cancelled { while_queued: true, reason };
+    assert_eq!(script.outcome().await.kind, expected);
+    assert!(lines(&log).is_empty());
+    assert!(exited(&agent.script("true").outcome().await, 0));
+}
+
+#[tokio::test]
+async fn a_full_queue_blocks_no_cancel_and_a_second_one_changes_nothing() {
+    let world = World::new();
+    let config = world.path("full/config");
+    std::fs::create_dir_all(&config).unwrap();
+    support::write(&config.join("agent.toml"), "queue_length = 2\n");
+    let agent = world.agent_at("full", &["--listen", "none"]).await;
+    let text =
+        "trap 'echo asked; read -r _; exit 3' TERM; echo ready; while :; do sleep 0.05; done";
+    let gate = world.gate();
+    let running = text.replace("read -r _", &gate.wait());
+    let running = agent.script(running).id("running").start().await;
+    running.has_written(6).await;
+    let queued = agent.script("true").id("queued").start().await;
+    queued.is_waiting().await;
+    let full = agent.script("true").try_start().await;
+    assert_eq!(support::reason(&full.err().unwrap()), "QUEUE_FULL");
+    cancel(&queued, "not needed").await;
+    let reason = "not needed".to_owned();
+    let expected = OutcomeKind::Cancelled { while_queued: true, reason };
+    assert_eq!(queued.outcome().await.kind, expected);
+    // There is room again, and again there is none.
+    let next = agent.script("true").start().await;
+    cancel(&running, "first").await;
+    running.has_written(12).await;
+    let stopping = running.until("stopping", |script| script.phase == Phase::Stopping).await;
+    assert_eq!(stopping.script_id, running.id);
+    cancel(&running, "second").await;
+    gate.open();
+    let Started { client, id } = &running;
+    let reason = "first".to_owned();
+    let expected = OutcomeKind::Cancelled { while_queued: false, reason };
+    assert_eq!(running.outcome().await.kind, expected);
+    let done = client.get(id).await.unwrap();
+    // When it is done: no error, and nothing changes.
+    cancel(&running, "third").await;
+    assert_eq!(client.get(id).await.unwrap(), done);
+    assert!(exited(&next.outcome().await, 0));
 }
