@@ -32,6 +32,7 @@ mod status;
 mod supervisor;
 mod table;
 mod term;
+mod waited;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
