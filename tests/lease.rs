@@ -463,6 +463,23 @@ async fn closing_with_cancel_ends_what_runs_also_when_it_was_closed_before() {
 }
 
 #[tokio::test]
+async fn one_may_be_closed_at_any_moment_of_its_launch() {
+    let world = World::new();
+    let agent = world.agent().await;
+    for number in 0..30 {
+        let id = format!("lease{number}");
+        drop(wish(&agent, &id).await);
+        for _ in 0..number * 20 {
+            tokio::task::yield_now().await;
+        }
+        close(&agent, &id, OnLeaseEnd::Wait).await;
+        let closed = OutcomeKind::LeaseClosed { reason: "done".to_owned() };
+        assert_eq!(script(&agent, &id).outcome().await.kind, closed);
+    }
+    assert!(exited(&agent.script("true").outcome().await, 0));
+}
+
+#[tokio::test]
 async fn a_lease_that_is_cancelled_takes_its_scripts_along() {
     let world = World::new();
     let agent = world.agent().await;

@@ -15,6 +15,7 @@
 //! 5. When a lease's supervisor was killed, what runs under it goes on and keeps the mutexes; the lease
 //!    ends then.
 
+use std::io::ErrorKind;
 use std::pin::Pin;
 
 use tracing::{Instrument as _, info, info_span, warn};
@@ -26,6 +27,7 @@ use crate::script::{Event, OutcomeKind, Phase, ScriptId, StartProblem};
 use crate::snapshot::Snapshot;
 use crate::spec::{OnLeaseEnd, Spec, What};
 use crate::supervisor::job::{Cancel, LeaseEnd};
+use crate::workspace::WorkspaceError;
 
 impl Agent {
     /// Accepts a lease, or renews it when it is sent again.
@@ -200,8 +202,17 @@ impl Agent {
             let kind = decided.end.outcome(true, decided.reason.clone());
             return self.finish_queued(id, kind).await;
         }
-        // When the disk refuses, it ends all the same; whoever closes it hears of that, and may do it again.
-        let written = self.write_cancel(id, decided.reason.clone()).await;
+        let written = match self.write_cancel(id, decided.reason.clone()).await {
+            // It is just being launched: whoever does that finds the end in the table.
+            Err(AgentError::Workspace(WorkspaceError::File { source, .. }))
+                if source.kind() == ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            // When the disk refuses, it ends all the same; whoever closes it hears of that, and may do
+            // it again.
+            written => written,
+        };
         self.table().apply(id, Event::Stop)?;
         self.queue_changed();
         self.wind_up_lease(id, decided.reason);

@@ -15,7 +15,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use jiff::Timestamp;
 
 use super::job::{LeaseEnd, Report};
-use super::{Stop, SuperviseError, Supervision, grip};
+use super::{Signals, Stop, SuperviseError, Supervision, grip};
 use crate::crash;
 use crate::mutex::lend::RETURNED;
 use crate::mutex::{Hold, MutexName};
@@ -82,6 +82,7 @@ impl Supervision {
         loop {
             counter.accept(listener, hold, mutex.as_ref());
             counter.hear();
+            Signals::take(&self.signals.child);
             if let Some(stop) = self.stop() {
                 return self.stop_lending(&stop, listener, counter);
             }
@@ -103,6 +104,10 @@ impl Supervision {
             let streams = counter.borrowers.iter().map(|borrower| borrower.stream.as_fd());
             let descriptors: Vec<_> = streams.collect();
             self.sleep(&descriptors, None)?;
+            // It is told already.
+            for told in [&self.signals.stop, &self.signals.child] {
+                Signals::take(told);
+            }
             counter.hear();
             // Those who ask now hear that nothing is lent.
             while listener.accept().is_ok() {}
