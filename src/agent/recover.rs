@@ -79,12 +79,9 @@ impl Agent {
     async fn recover_one(&self, record: &Record) -> Result<(), AgentError> {
         let spec = Arc::new(super::scripts::stored_spec(record)?);
         let id = &record.id;
-        {
-            let mut table = self.table();
-            table.restore(record.seq, Arc::clone(&spec), record.queued_at);
-            if let Some(living) = table.get_mut(id) {
-                living.stop.clone_from(&record.stop_reason);
-            }
+        self.table().restore(record.seq, Arc::clone(&spec), record.queued_at);
+        if let Some(living) = self.table().get_mut(id) {
+            living.stop.clone_from(&record.stop_reason);
         }
         let workspace = self.workspace(id);
         let Looked { found, restart, cancel } = super::blocking(move || look(&workspace)).await??;

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::queue::{LineBefore, Queue, QueueFull};
 use super::reboot::Reboot;
 use super::status::{Counts, Status, StoreProblem};
-use super::term::Term;
+use super::term::{self, Term};
 use crate::mutex::{Blocked, Claimant, Mode, MutexName, Party};
 use crate::script::{
     Blocker, Drain, Event, IllegalTransition, MAX_BLOCKERS, Phase, Restart, ScriptId, Straggler,
@@ -176,11 +176,7 @@ impl Table {
     pub(super) fn launch_next(&mut self) -> Option<Arc<Spec>> {
         let starts_nothing = self.starts_nothing();
         let living = &self.living;
-        // An open lease is what runs: it goes on to its end, with all its scripts.
-        let id = self.queue.launch_next_of(|id| match living.get(id).map(|l| &l.spec.lease) {
-            Some(Some(lease)) => living.get(lease).is_some_and(Living::is_open_lease),
-            Some(None) | None => !starts_nothing,
-        })?;
+        let id = self.queue.launch_next_of(|id| term::may_start(living, id, starts_nothing))?;
         let living = self.living.get_mut(&id)?;
         // A queued script may always be launched.
         living.phase = living.phase.clone().next(Event::Launched).unwrap_or(Phase::Waiting);
@@ -323,7 +319,7 @@ impl Table {
     }
 
     /// The same of a script in the queue, which also waits for the end of a drain.
-    fn waits_in_queue(&self, id: &ScriptId, living: &Living) -> Vec<Wait> {
+    pub(super) fn waits_in_queue(&self, id: &ScriptId, living: &Living) -> Vec<Wait> {
         let mut waits = self.waits(id, living);
         if let Some(drain) = &self.drain {
             if waits.is_empty() {
@@ -337,23 +333,6 @@ impl Table {
         if let Some(asker) = asker {
             let restart = self.reboot.shown(asker, living);
             waits.push(Wait { restart, ..self.outsiders(&living.spec.mutex, &[], living) });
-        }
-        waits
-    }
-
-    /// What the lease of a script waits for, and the lease.
-    fn waits_for_lease(&self, living: &Living) -> Vec<Wait> {
-        let Some(lease) = self.unopened(living) else {
-            return Vec::new();
-        };
-        let mut waits = self.waits_in_queue(&lease.spec.script_id, lease);
-        if waits.is_empty() {
-            waits.push(self.outsiders(&lease.spec.mutex, &[], lease));
-        }
-        for wait in &mut waits {
-            wait.ahead.push(Party { who: lease.claimant(), exclusive: true });
-            wait.ahead_count += 1;
-            wait.position += 1;
         }
         waits
     }
@@ -400,7 +379,12 @@ impl Table {
 
     /// Those who are not scripts of this agent, as the first supervisor that waits in the line sees
     /// them: the script's own, or that of one before it.
-    fn outsiders(&self, mutex: &MutexName, before: &[(&ScriptId, Mode)], living: &Living) -> Wait {
+    pub(super) fn outsiders(
+        &self,
+        mutex: &MutexName,
+        before: &[(&ScriptId, Mode)],
+        living: &Living,
+    ) -> Wait {
         let earlier = before.iter().filter_map(|(id, _)| self.living.get(*id));
         let mut reports = earlier.chain([living]).flat_map(|living| &living.blocked);
         let report = reports.find(|blocked| blocked.mutex == *mutex);
@@ -456,20 +440,14 @@ impl Living {
     /// What others are told about who it is.
     pub(super) fn claimant(&self) -> Claimant {
         Claimant {
-            pid: 0,
-            user: String::new(),
             script_id: Some(self.spec.script_id.to_string()),
             command: self.summary.clone(),
             labels: self.spec.labels.clone(),
             reason: self.lease_terms().map(|terms| terms.reason.clone()).unwrap_or_default(),
-            claim: String::new(),
-            within: Vec::new(),
-            kept_for: None,
-            leader: None,
-            warn_after_ms: None,
             lease_expires_at: self.lease_standing().and_then(|standing| standing.expires_at),
             waits_since: self.queued_at,
             holds_since: self.started_at,
+            ..Claimant::default()
         }
     }
 }

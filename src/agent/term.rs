@@ -1,14 +1,16 @@
 //! What the agent knows of leases beside what it knows of scripts: when one expires, how it ends, and which
 //! scripts may run under it. The rules stand in [`super::lease`].
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
 use super::AgentError;
 use super::table::{Living, Table};
+use crate::mutex::Party;
 use crate::script::{OutcomeKind, Phase, ScriptId};
-use crate::snapshot::{LeaseStanding, clock};
+use crate::snapshot::{LeaseStanding, Wait, clock};
 use crate::spec::{LeaseTerms, OnLeaseEnd, Spec, What};
 use crate::supervisor::job::LeaseEnd;
 
@@ -106,11 +108,41 @@ impl Living {
     }
 }
 
+/// Whether a script may be started now. An open lease is what runs: it goes on to its end, with all its
+/// scripts, also when nothing else is started.
+pub(super) fn may_start(
+    all: &HashMap<ScriptId, Living>,
+    id: &ScriptId,
+    starts_nothing: bool,
+) -> bool {
+    match all.get(id).map(|living| &living.spec.lease) {
+        Some(Some(lease)) => all.get(lease).is_some_and(Living::is_open_lease),
+        Some(None) | None => !starts_nothing,
+    }
+}
+
 impl Table {
     /// The lease of a script, while it is not open.
     pub(super) fn unopened(&self, living: &Living) -> Option<&Living> {
         let lease = self.get(living.spec.lease.as_ref()?)?;
         (!lease.is_open_lease()).then_some(lease)
+    }
+
+    /// What the lease of a script waits for, and the lease.
+    pub(super) fn waits_for_lease(&self, living: &Living) -> Vec<Wait> {
+        let Some(lease) = self.unopened(living) else {
+            return Vec::new();
+        };
+        let mut waits = self.waits_in_queue(&lease.spec.script_id, lease);
+        if waits.is_empty() {
+            waits.push(self.outsiders(&lease.spec.mutex, &[], lease));
+        }
+        for wait in &mut waits {
+            wait.ahead.push(Party { who: lease.claimant(), exclusive: true });
+            wait.ahead_count += 1;
+            wait.position += 1;
+        }
+        waits
     }
 
     /// Whether nothing more is started under the lease of this script.
