@@ -5,9 +5,10 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::deploy::plan::{
-    Action, Condition, Isolation, Job, PackageSource, Plan, PlannedStep, Unreachable, Wave,
+    Action, Condition, Isolation, Job, PackageSource, Plan, PlannedStep, Unreachable,
 };
 use crate::deploy::value::Value;
+use crate::deploy::variables::{built_in, environment_name};
 use crate::text::shorten;
 
 /// How wide it is.
@@ -28,7 +29,7 @@ pub(super) fn text(plan: &Plan) -> String {
         };
         page.line(0, &format!("stage {}{beside}", at + 1));
         for planned in &stage.steps {
-            step(&mut page, planned, &plan.waves);
+            step(&mut page, planned);
         }
     }
     if !plan.remarks.is_empty() {
@@ -62,6 +63,14 @@ fn heading(page: &mut Page, plan: &Plan) {
     page.pair(0, "targets", &format!("{count}{canaries}; {unreachable}"), 14);
     let failures = format!("at most {} of {count} targets", plan.max_failures);
     page.pair(0, "may fail", &failures, 14);
+    if plan.waves.len() > 1 {
+        page.line(0, "");
+        page.line(0, "batches, each through all stages before the next one begins");
+        for (at, wave) in plan.waves.iter().enumerate() {
+            let canary = if wave.is_canary { " (canary)" } else { "" };
+            page.wrapped(2, &format!("batch {}{canary}: {}", at + 1, wave.targets.join(", ")));
+        }
+    }
 }
 
 fn packages(page: &mut Page, plan: &Plan) {
@@ -86,7 +95,7 @@ fn packages(page: &mut Page, plan: &Plan) {
     }
 }
 
-fn step(page: &mut Page, step: &PlannedStep, waves: &[Wave]) {
+fn step(page: &mut Page, step: &PlannedStep) {
     let action = match &step.action {
         Action::Script => String::new(),
         Action::HealthCheck => " (health check)".to_owned(),
@@ -112,17 +121,8 @@ fn step(page: &mut Page, step: &PlannedStep, waves: &[Wave]) {
     }));
     page.wrapped(4, &limits.join(", "));
     let width = step.jobs.iter().map(|job| job.target.chars().count()).max().unwrap_or(0);
-    for (at, wave) in waves.iter().enumerate() {
-        let jobs: Vec<&Job> =
-            step.jobs.iter().filter(|job| wave.targets.contains(&job.target)).collect();
-        if jobs.is_empty() {
-            continue;
-        }
-        let canary = if wave.is_canary { " (canary)" } else { "" };
-        page.line(4, &format!("batch {}{canary}", at + 1));
-        for job in jobs {
-            page.pair(6, &job.target, &how(job), (width + 2).min(MAX_NAME));
-        }
+    for job in &step.jobs {
+        page.pair(6, &job.target, &how(job), (width + 2).min(MAX_NAME));
     }
     variables(page, step);
 }
@@ -146,12 +146,14 @@ fn how(job: &Job) -> String {
     parts.into_iter().chain([waits]).flatten().collect::<Vec<_>>().join(", ")
 }
 
-/// Each value once, with the targets that have it where it is not the same for all.
+/// Each value once, with the targets that have it where it is not the same for all. What the deployment
+/// itself gives is no news.
 fn variables(page: &mut Page, step: &PlannedStep) {
-    let jobs: Vec<&Job> = step.jobs.iter().collect();
+    let jobs = &step.jobs;
     let mut values: BTreeMap<&str, Vec<(&Value, Vec<&str>)>> = BTreeMap::new();
-    for job in &jobs {
-        for (name, value) in &job.environment {
+    let given = built_in::ALL.map(environment_name);
+    for job in jobs {
+        for (name, value) in job.environment.iter().filter(|(name, _)| !given.contains(name)) {
             let known = values.entry(name).or_default();
             match known.iter_mut().find(|(other, _)| *other == value) {
                 Some((_, targets)) => targets.push(&job.target),
