@@ -11,7 +11,7 @@
 //! its end of the socket is closed, it asks at once. Should this process itself be killed, the holder
 //! ends the tree.
 //!
-//! The socket carries the two moments, 8 bytes each, to it, and one line of JSON, its [`Report`], back.
+//! The socket carries the two moments, 8 bytes each, to it, and one line of JSON, its report, back.
 
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
