@@ -420,6 +420,41 @@ async fn five_projects_share_three_machines_where_they_bypass() {
     five("test", true).await;
 }
 
+/// When a project's step ran on a target, by the events of `--json`.
+fn told_span(events: &[serde_json::Value], project: &str, target: &str) -> (Timestamp, Timestamp) {
+    let began = |e: &&serde_json::Value| e["event"] == "began" && e["project"] == project;
+    let run = &events.iter().find(began).unwrap()["run"];
+    let ended = |e: &&serde_json::Value| {
+        e["run"] == *run && e["target"] == target && e["state"]["state"] == "ended"
+    };
+    let state = &events.iter().find(ended).unwrap()["state"];
+    let time = |key: &str| state[key].as_str().unwrap().parse().unwrap();
+    (time("started_at"), time("ended_at"))
+}
+
+#[test]
+fn the_example_of_five_projects_runs_on_machines_of_its_own_and_draws_the_picture() {
+    let home = support::World::new();
+    let page = home.path("five.html");
+    let mut command = home.baton_at("home");
+    command.arg("deploy");
+    command
+        .args(["a", "b", "c", "d", "e"].map(|name| format!("examples/five-projects/{name}.toml")));
+    command.args(["--environment", "Test", "--demo-targets", "3", "--json", "--report"]);
+    let (code, out, told) = finish(command.arg(&page));
+    assert_eq!(code, 0, "{told}");
+    let events: Vec<serde_json::Value> =
+        out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for target in ["web-1", "web-2", "db-1"] {
+        let [a, b, c, d, e] = ["A", "B", "C", "D", "E"].map(|p| told_span(&events, p, target));
+        assert!(overlap(a, b) && overlap(d, e), "{a:?} {b:?} {d:?} {e:?}");
+        assert!(a.1.max(b.1) <= c.0 && c.1 <= d.0.min(e.0), "{a:?} {b:?} {c:?} {d:?} {e:?}");
+    }
+    let page = std::fs::read_to_string(page).unwrap();
+    assert_eq!(page.matches("class=\"succeeded\" x=").count(), 15, "{page}");
+    assert!(page.matches("class=\"wait\" x=").count() >= 9, "{page}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn five_projects_run_one_by_one_where_the_bypass_is_not_in_scope() {
     five("other", false).await;
