@@ -446,9 +446,10 @@ fn the_example_of_five_projects_runs_on_machines_of_its_own_and_draws_the_pictur
     let events: Vec<serde_json::Value> =
         out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     for target in ["web-1", "web-2", "db-1"] {
-        let [a, b, c, d, e] = ["A", "B", "C", "D", "E"].map(|p| told_span(&events, p, target));
-        assert!(overlap(a, b) && overlap(d, e), "{a:?} {b:?} {d:?} {e:?}");
-        assert!(a.1.max(b.1) <= c.0 && c.1 <= d.0.min(e.0), "{a:?} {b:?} {c:?} {d:?} {e:?}");
+        let spans = ["A", "B", "C", "D", "E"].map(|project| told_span(&events, project, target));
+        assert!(overlap(spans[0], spans[1]) && overlap(spans[3], spans[4]), "{spans:?}");
+        assert!(spans[0].1.max(spans[1].1) <= spans[2].0, "{spans:?}");
+        assert!(spans[2].1 <= spans[3].0.min(spans[4].0), "{spans:?}");
     }
     let page = std::fs::read_to_string(page).unwrap();
     assert_eq!(page.matches("class=\"succeeded\" x=").count(), 15, "{page}");

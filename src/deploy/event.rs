@@ -151,6 +151,9 @@ pub enum State {
         position: u32,
         /// For whom, in words; may be empty.
         reason: String,
+        /// The first of them, in few words; may be empty.
+        #[serde(default)]
+        behind: String,
     },
     /// It runs.
     Runs,

@@ -42,7 +42,7 @@ pub(super) fn line(event: &Event) -> Option<String> {
 pub(super) fn state(state: &State) -> String {
     match state {
         State::Waits { position: 0, .. } => "starting".to_owned(),
-        State::Waits { position, reason } => format!("waits, position {position}: {reason}"),
+        State::Waits { position, reason, .. } => format!("waits, position {position}: {reason}"),
         State::Runs => "running".to_owned(),
         State::Progress { percent, text } => format!("{percent}% {text}").trim_end().to_owned(),
         State::Interrupted { why } => format!("the connection is lost, it is tried again: {why}"),

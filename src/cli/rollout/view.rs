@@ -224,10 +224,10 @@ impl Target {
 
     fn hear_step(&mut self, state: &State, at: Timestamp) {
         match state {
-            State::Waits { position, reason } => {
+            State::Waits { position, reason, behind } => {
                 self.waits_since.get_or_insert(at);
                 self.state = Stand::Waits { position: *position };
-                self.line.clone_from(reason);
+                self.line.clone_from(if behind.is_empty() { reason } else { behind });
             }
             State::Runs => self.begin(at, None),
             State::Progress { percent, text } => {

@@ -42,7 +42,14 @@ fn a_wait_and_a_run_are_drawn_apart_and_text_is_no_markup() {
     let (target, step) = ("web-1".to_owned(), "Migrate".to_owned());
     let html = report(vec![
         (0, began("<shop>")),
-        (0, job(State::Waits { position: 1, reason: "`machine` is held by \"x\"".to_owned() })),
+        (
+            0,
+            job(State::Waits {
+                position: 1,
+                reason: "`machine` is held by \"x\"".to_owned(),
+                behind: String::new(),
+            }),
+        ),
         (5, job(State::Runs)),
         (6, What::Output { target, step, stream: Stream::Stderr, line }),
         (9, job(ended(JobResult::Failed, "exited with 3"))),

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use jiff::tz::TimeZone;
+
 use super::leases::{NoLease, Opening};
 use super::lines::{Lines, Secrets};
 use super::{Busy, Course};
@@ -10,14 +12,18 @@ use crate::client::{Client, ClientError, Following, Heard, Lease, LeaseWish};
 use crate::deploy::event::{JobResult, State, What};
 use crate::deploy::plan::{self, Action, Job, PlannedStep};
 use crate::deploy::rollout::{Ended, JobKey};
+use crate::mutex::Party;
 use crate::script::{Isolation, Labels, Outcome, OutcomeKind, Phase, ScriptId, Stream};
 use crate::snapshot::{Snapshot, Wait};
 use crate::spec::{Spec, What as Runs};
+use crate::text::shorten;
 
 /// What a package step runs: the machine's own command, so that the step waits its turn as any other.
 const INSTALL: &str = "exec baton package install \"$1\" \"$2\"\n";
 /// What a health check runs: that a script starts at all.
 const HEALTH: &str = "exit 0\n";
+/// How much is told in few words of who is before.
+const MAX_BEHIND: usize = 40;
 /// Why a script is cancelled that would have to wait.
 const IS_BUSY: &str = "the machine is busy, and the deployment is not to wait";
 
@@ -325,7 +331,8 @@ fn state_of(script: &Snapshot) -> Option<State> {
         Phase::Queued | Phase::Waiting => {
             let reasons: Vec<String> = script.waits.iter().map(Wait::reason).collect();
             let position = script.waits.first().map_or(0, |wait| wait.position);
-            State::Waits { position, reason: reasons.join("; ") }
+            let behind = script.waits.first().and_then(behind).unwrap_or_default();
+            State::Waits { position, reason: reasons.join("; "), behind }
         }
         Phase::Running | Phase::Stopping => match &script.progress {
             Some(progress) => {
@@ -335,6 +342,20 @@ fn state_of(script: &Snapshot) -> Option<State> {
         },
         Phase::Done(_) => return None,
     })
+}
+
+/// Who holds, or is next, in few words: a deployment by its project and step.
+fn behind(wait: &Wait) -> Option<String> {
+    let Party { who, .. } = wait.holders.first().or(wait.ahead.first())?;
+    let project = who.labels.get("project");
+    let step = who.labels.get("step").map(|step| format!(": {step}")).unwrap_or_default();
+    let name = match (project, who.reason.is_empty()) {
+        (Some(project), _) => format!("{project}{step}"),
+        (None, false) => who.reason.clone(),
+        (None, true) => who.command.clone(),
+    };
+    let since = who.holds_since.unwrap_or(who.waits_since).to_zoned(TimeZone::system());
+    Some(format!("behind {} since {}", shorten(&name, MAX_BEHIND), since.strftime("%H:%M:%S")))
 }
 
 /// Whether others are before it.
