@@ -153,6 +153,90 @@ async fn a_step_runs_on_no_more_machines_at_once_than_it_may_and_on_so_many() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_more_steps_run_side_by_side_than_may_and_so_many() {
+    let site = Site::new(1).await;
+    let gate = site.home.gate();
+    let script = |name: &str| format!("name = \"{name}\"\nrun = '''\n{}\n'''", gate.wait());
+    let beside = |name: &str| format!("{}\nstart = \"with-previous\"", script(name));
+    let text = "[[variables]]\nname = \"OctopusBypassDeploymentMutex\"\nvalue = true\n\
+                [[variables]]\nname = \"Octopus.Action.MaxParallelism\"\nvalue = 2\n"
+        .to_owned()
+        + &steps(&[&script("a"), &beside("b"), &beside("c"), &beside("d")]);
+    let project = site.project("shop", &text);
+    let deploy = Run::of(&mut site.deploy(&project));
+    until(&site.machines[0], 2, runs).await;
+    for _ in 0..4 {
+        gate.open();
+    }
+    assert_eq!(deploy.end(), 0);
+    let history = site.machines[0].history().await;
+    let spans: Vec<_> =
+        history.iter().map(|s| (s.started_at.unwrap(), s.ended_at.unwrap())).collect();
+    let at_once = |moment| spans.iter().filter(|(from, to)| (from..to).contains(&moment)).count();
+    assert_eq!(spans.len(), 4);
+    assert_eq!(spans.iter().map(|(from, _)| at_once(from)).max(), Some(2), "{spans:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_health_check_and_a_package_take_no_turn() {
+    let site = Site::new(1).await;
+    let gate = site.home.gate();
+    let holder = site.machines[0].agent.script(gate.wait()).start().await;
+    until(&site.machines[0], 1, runs).await;
+    let folder = site.home.path("dist");
+    std::fs::create_dir(&folder).unwrap();
+    support::write(&folder.join("page"), "one");
+    let package = format!("[[packages]]\nid = \"site\"\nversion = \"1\"\ndirectory = {folder:?}\n");
+    let text = package
+        + &steps(&[
+            "name = \"check\"\naction = \"health-check\"",
+            "name = \"install\"\naction = \"package\"\npackage = \"site\"",
+        ]);
+    let project = site.project("shop", &text);
+    let mut deploy = Run::of(&mut site.deploy(&project));
+    line_with(&mut deploy, "package site 1: ");
+    line_with(&mut deploy, "check: succeeded");
+    // To install it is a script's work.
+    line_with(&mut deploy, "install: waits, position 1");
+    gate.open();
+    assert_eq!(deploy.end(), 0);
+    holder.is_done().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_packages_are_on_their_way_at_once_than_may() {
+    let site = Site::new(3).await;
+    let folder = site.home.path("dist");
+    std::fs::create_dir(&folder).unwrap();
+    // It can't be compressed, and takes a moment.
+    let noise: Vec<u8> =
+        (0_u32..8 << 20).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+    std::io::Write::write_all(&mut std::fs::File::create(folder.join("noise")).unwrap(), &noise)
+        .unwrap();
+    let text = format!(
+        "[[variables]]\nname = \"Octopus.Acquire.MaxParallelism\"\nvalue = 1\n\
+         [[packages]]\nid = \"site\"\nversion = \"1\"\ndirectory = {folder:?}\n"
+    ) + &steps(&["name = \"only\"\npackages = [\"site\"]\nrun = 'true'"]);
+    let project = site.project("shop", &text);
+    let (code, out, told) = finish(site.deploy(&project).arg("--json"));
+    assert_eq!(code, 0, "{out}{told}");
+    let mut on_their_way = std::collections::BTreeSet::new();
+    let mut most = 0;
+    for line in out.lines() {
+        let event: serde_json::Value = serde_json::from_str(line).unwrap();
+        if event["event"] == "package" {
+            let target = event["target"].as_str().unwrap().to_owned();
+            match event["transfer"]["transfer"].as_str().unwrap() {
+                "sends" => drop(on_their_way.insert(target)),
+                _ => drop(on_their_way.remove(&target)),
+            }
+            most = most.max(on_their_way.len());
+        }
+    }
+    assert_eq!(most, 1, "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_failure_ends_the_roll_out_unless_the_budget_allows_it() {
     let site = Site::new(3).await;
     let script = "name = \"first\"\nrun = 'test \"$VAR_BAD\" != yes'\nmax_parallelism = 1";
