@@ -559,6 +559,12 @@ async fn two_projects(isolation: &str) -> Vec<String> {
     let line = line_with(&mut b, "waits, position 1");
     assert!(line.contains("project=a"), "{line}");
     gate.open();
+    // It has arrived before the first step of the other one ends.
+    let is_second = |s: &Snapshot| {
+        let of = |label: &str| s.labels.get(label).map(String::as_str);
+        of("project") == Some("a") && of("step") == Some("second")
+    };
+    until(&site.machines[0], 1, is_second).await;
     gate.open();
     assert_eq!((a.end(), b.end()), (0, 0));
     let mut scripts = site.machines[0].history().await;
