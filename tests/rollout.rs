@@ -540,6 +540,40 @@ fn the_example_of_five_projects_runs_on_machines_of_its_own_and_draws_the_pictur
     assert!(page.matches("class=\"wait\" x=").count() >= 9, "{page}");
 }
 
+#[test]
+fn machines_to_try_it_on_end_with_a_command_that_is_killed() {
+    let home = support::World::new();
+    let gate = home.gate();
+    support::write(
+        &home.path("targets.toml"),
+        &format!(
+            "[targets.m]\naddress = \"m:1\"\nfingerprint = \"{:064}\"\nenvironments = [\"test\"]\n",
+            1
+        ),
+    );
+    support::write(
+        &home.path("shop.toml"),
+        &format!(
+            "project = \"shop\"\n[[steps]]\nname = \"only\"\nrun = '''\n{}\n'''\n",
+            gate.wait()
+        ),
+    );
+    let mut command = home.baton_at("home");
+    command.arg("deploy").arg(home.path("shop.toml")).env("TMPDIR", home.path(""));
+    command.args(["--environment", "test", "--demo-targets", "1"]);
+    let mut deploy = Run::of(&mut command);
+    line_with(&mut deploy, "only: running");
+    let folder = std::fs::read_dir(home.path("")).unwrap().map(|entry| entry.unwrap().path());
+    let demo = |path: &std::path::PathBuf| path.to_string_lossy().contains("baton-demo-");
+    let folder = folder.into_iter().find(demo).unwrap();
+    // The agent has it locked as long as it lives.
+    let lock = std::fs::File::open(folder.join("1/state/agent.lock")).unwrap();
+    assert!(!baton::mutex::os::try_lock_exclusive(&lock).unwrap());
+    deploy.kill();
+    baton::mutex::os::lock_shared(&lock).unwrap();
+    gate.open();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn five_projects_run_one_by_one_where_the_bypass_is_not_in_scope() {
     five("other", false).await;

@@ -5,10 +5,12 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
-
 use crate::cli::failure::{Failure, code};
 use crate::trust::{Fingerprint, Identity};
+
+/// Ends the agent when its standard input does: so it also ends with a command that is killed.
+const TIED: &str =
+    "\"$0\" \"$@\" < /dev/null & agent=$!; read -r _; kill \"$agent\"; wait \"$agent\"";
 
 /// Agents that end with this.
 pub(in crate::cli) struct DemoTargets {
@@ -41,9 +43,8 @@ impl DemoTargets {
 
 impl Drop for DemoTargets {
     fn drop(&mut self) {
-        for agent in &self.agents {
-            // It may have ended by itself.
-            kill_process(Pid::from_child(agent), Signal::TERM).unwrap_or_default();
+        for agent in &mut self.agents {
+            drop(agent.stdin.take());
         }
         for agent in &mut self.agents {
             drop(agent.wait());
@@ -60,6 +61,11 @@ impl Machine {
     fn command(&self, words: &[&str]) -> Result<Command, Failure> {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(words).stdin(Stdio::null());
+        self.set_folders(&mut command);
+        Ok(command)
+    }
+
+    fn set_folders(&self, command: &mut Command) {
         for (variable, below) in [
             ("BATON_CONFIG_DIR", "config"),
             ("BATON_STATE_DIR", "state"),
@@ -68,7 +74,6 @@ impl Machine {
         ] {
             command.env(variable, self.folder.join(below));
         }
-        Ok(command)
     }
 
     /// Makes its identity, and trusts the client; says its fingerprint.
@@ -84,7 +89,10 @@ impl Machine {
 
     /// Returns when it serves; says where.
     fn run(&self) -> Result<(Child, String), Failure> {
-        let mut command = self.command(&["agent", "run", "--listen", "127.0.0.1:0"])?;
+        let mut command = Command::new("sh");
+        command.args(["-c", TIED]).arg(std::env::current_exe()?);
+        command.args(["agent", "run", "--listen", "127.0.0.1:0"]).stdin(Stdio::piped());
+        self.set_folders(&mut command);
         // Ctrl-C is for the deployment: the agents are still needed to report its end.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         #[expect(clippy::disallowed_methods, reason = "a demo's agents are no scripts")]
