@@ -2,8 +2,9 @@
 //! `cargo bench --bench mutex`. Compare within a table; absolute times are the machine's.
 //!
 //! 1. A whole uncontended process: `baton mutex run` beside `flock`. The program that cargo makes for a
-//!    benchmark is a tenth slower to start than the one that users have (libraries of the tests ask for
-//!    more of common ones): copy that of `cargo build --release` away and name the copy in BATON.
+//!    benchmark is slower to start than the one that packages have (less is left out of it, and libraries of
+//!    the tests ask for more of common ones): copy that of `cargo build --profile dist` away and name the
+//!    copy in BATON.
 //! 2. A hand-off between two processes of which one really sleeps.
 //! 3. 2, 32 and 128 waiters behind a holder, all of which want it all the time: how many are served although
 //!    somebody who came before still waits, and what a grant costs in CPU, once a process has had its
