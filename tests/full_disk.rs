@@ -205,11 +205,35 @@ async fn an_agent_whose_database_takes_no_change_says_so_until_it_does() {
     let mut standing = agent.client.watch_agent();
     while support::soon("a problem", standing.next()).await.unwrap().store_problem.is_none() {}
     let (_, out, _) = finish(world.baton_at("a").args(["agent", "info"]));
-    assert!(out.contains("ends of scripts can't be recorded since"), "{out}");
+    assert!(out.contains("the database takes no change since"), "{out}");
     std::fs::remove_file(ballast).unwrap();
     while support::soon("its end", standing.next()).await.unwrap().store_problem.is_some() {}
     support::soon("the answer", cancelled).await.unwrap().unwrap();
     assert!(matches!(queued.outcome().await.kind, OutcomeKind::Cancelled { .. }));
     gate.open();
     assert_eq!(first.outcome().await.kind, OutcomeKind::Exited { code: 0 });
+}
+
+#[tokio::test]
+async fn a_script_that_can_t_be_accepted_is_refused_and_the_agent_says_so_until_there_is_room() {
+    let world = World::new();
+    let Some(_small) = Small::mount(&world.path("a/state"), 2) else {
+        eprintln!("skipped: no file system may be mounted here");
+        return;
+    };
+    let agent = world.agent_at("a", &["--listen", "none"]).await;
+    let ballast = world.path("a/state/fill");
+    let mut file = File::create(&ballast).unwrap();
+    while file.write_all(&[0; 512]).is_ok() {}
+    drop(file);
+    // More than the room that the database has taken already.
+    let large = format!("# {}", "x".repeat(300_000));
+    let mut standing = agent.client.watch_agent();
+    assert!(agent.script(large).id("large").try_start().await.is_err());
+    while support::soon("a problem", standing.next()).await.unwrap().store_problem.is_none() {}
+    std::fs::remove_file(ballast).unwrap();
+    // Nobody else wishes for a change.
+    while support::soon("its end", standing.next()).await.unwrap().store_problem.is_some() {}
+    let script = agent.script("exit 5").id("large").start().await;
+    assert_eq!(script.outcome().await.kind, OutcomeKind::Exited { code: 5 });
 }

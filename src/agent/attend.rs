@@ -319,7 +319,7 @@ impl Agent {
     async fn remember(&self, id: &ScriptId, started_at: Option<Timestamp>) {
         let phase = self.table().get(id).map(|living| living.phase.clone());
         let update = ScriptUpdate { phase, started_at, ..ScriptUpdate::of(id.clone()) };
-        if let Err(error) = self.inner.store.update(update).await {
+        if let Err(error) = self.stored(self.inner.store.update(update)).await {
             warn!(%error, "the phase is not stored");
         }
     }

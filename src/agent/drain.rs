@@ -46,7 +46,7 @@ impl Agent {
         if before.drain.is_some() == drain.is_some() {
             return Ok(before);
         }
-        self.inner.store.set_drain(drain.clone()).await?;
+        self.stored(self.inner.store.set_drain(drain.clone())).await?;
         let reason = drain.as_ref().map(|drain| &drain.reason);
         let drains = drain.is_some();
         info!(drains, reason, "what the agent takes has changed");

@@ -7,19 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tracing::{Instrument as _, error, info, info_span, warn};
+use tracing::{Instrument as _, info, info_span, warn};
 
-use super::{Agent, AgentError, StoreProblem};
+use super::{Agent, AgentError};
 use crate::process::Process;
 use crate::script::{Event, Outcome, OutcomeKind, Phase, ScriptId};
 use crate::snapshot::Snapshot;
 use crate::spec::Spec;
-use crate::store::{ScriptUpdate, StoreError};
+use crate::store::ScriptUpdate;
 use crate::supervisor::job::{Cancel, Job};
 
-/// How long to wait before an end that was not recorded is recorded again, at first and at most.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often it is looked at the supervisor of a script that was asked to stop and has not ended.
 const LOOK_AT_SUPERVISOR: Duration = Duration::from_secs(2);
 
@@ -131,7 +128,7 @@ impl Agent {
         self.table().apply(id, Event::Stop)?;
         self.queue_changed();
         let update = ScriptUpdate { stop_reason: Some(reason), ..ScriptUpdate::of(id.clone()) };
-        Ok(self.inner.store.update(update).await?)
+        Ok(self.stored(self.inner.store.update(update)).await?)
     }
 
     /// Tells a supervisor once more to stop its script.
@@ -213,45 +210,6 @@ impl Agent {
         // Dropped last: those who wait for its end find it in the store.
         drop(living);
         Ok(())
-    }
-
-    /// Puts an end into the store, as often as that takes: the disk may be full for a while.
-    async fn record_end(&self, update: ScriptUpdate) -> Result<(), AgentError> {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            match self.inner.store.update(update.clone()).await {
-                Err(error @ StoreError::Closed) if self.inner.stop.is_cancelled() => {
-                    return Err(error.into());
-                }
-                // Its state goes with the command: nobody waits for a disk here.
-                Err(error) if self.inner.settings.tied => return Err(error.into()),
-                Err(error) => {
-                    let reason = crate::text::chain(&error);
-                    error!(error = reason, "the end is not recorded yet");
-                    self.store_is(Some(reason));
-                }
-                Ok(()) => {
-                    self.store_is(None);
-                    return Ok(());
-                }
-            }
-            tokio::time::sleep(pause).await;
-            pause = LONGEST_PAUSE.min(pause * 2);
-        }
-    }
-
-    /// Lets everybody know whether the store takes changes, or why it does not.
-    fn store_is(&self, problem: Option<String>) {
-        let is_news = {
-            let mut table = self.table();
-            let since = table.store_problem.as_ref().map(|known| known.since);
-            let since = since.unwrap_or_else(Timestamp::now);
-            let now = problem.map(|reason| StoreProblem { since, reason });
-            std::mem::replace(&mut table.store_problem, now.clone()) != now
-        };
-        if is_news {
-            self.queue_changed();
-        }
     }
 
     /// Ends a script that still is in the agent's queue when its time in the queue is over. Once

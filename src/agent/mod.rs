@@ -29,6 +29,7 @@ mod recover;
 mod retention;
 mod scripts;
 mod status;
+mod stored;
 mod supervisor;
 mod table;
 mod term;

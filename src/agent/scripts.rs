@@ -78,7 +78,7 @@ impl Agent {
             stop_reason: None,
             output_bytes: 0,
         };
-        match self.inner.store.accept(record).await {
+        match self.stored(self.inner.store.accept(record)).await {
             Ok(Accepted::New) => {}
             Ok(Accepted::Existing(record)) => {
                 drop(self.table().remove(id));

@@ -12,7 +12,8 @@ use tokio::sync::watch;
 
 use super::queue::{LineBefore, Queue, QueueFull};
 use super::reboot::Reboot;
-use super::status::{Counts, Status, StoreProblem};
+use super::status::{Counts, Status};
+use super::stored::StoreStanding;
 use super::term::{self, Term};
 use crate::mutex::{Blocked, Claimant, Mode, MutexName, Party};
 use crate::script::{
@@ -84,7 +85,7 @@ pub(super) struct Table {
     pub(super) queue: Queue,
     /// While the agent drains, nothing new comes in and nothing is launched.
     pub(super) drain: Option<Drain>,
-    pub(super) store_problem: Option<StoreProblem>,
+    pub(super) store: StoreStanding,
     /// The restart of the machine, as far as it is known to the agent.
     pub(super) reboot: Reboot,
     living: HashMap<ScriptId, Living>,
@@ -92,7 +93,7 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn new(queue: Queue, reboot: Reboot) -> Self {
-        Self { queue, drain: None, store_problem: None, reboot, living: HashMap::new() }
+        Self { queue, drain: None, store: StoreStanding::default(), reboot, living: HashMap::new() }
     }
 
     /// Gives a new script its place; returns the number of its arrival.
@@ -244,7 +245,7 @@ impl Table {
     }
 
     pub(super) fn status(&self) -> Status {
-        let (drain, store_problem) = (self.drain.clone(), self.store_problem.clone());
+        let (drain, store_problem) = (self.drain.clone(), self.store.problem.clone());
         Status { counts: self.counts(), drain, store_problem }
     }
 

@@ -168,7 +168,7 @@ fn store_json(problem: &v1::StoreProblem) -> Value {
 pub(super) fn store_problem(status: &v1::AgentStatus) -> Option<String> {
     let v1::StoreProblem { since, reason } = status.store_problem.as_ref()?;
     let since = since.and_then(from_timestamp).map(clock).unwrap_or_default();
-    Some(format!("ends of scripts can't be recorded since {since}: {reason}"))
+    Some(format!("the database takes no change since {since}: {reason}"))
 }
 
 /// A drain as JSON.

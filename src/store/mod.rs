@@ -324,6 +324,14 @@ impl Store {
         self.call(|reply| Command::SetDrain(drain, reply)).await
     }
 
+    /// Writes something that changes nothing: whether the disk takes changes.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn try_change(&self) -> Result<(), StoreError> {
+        self.call(Command::TryChange).await
+    }
+
     /// The greatest number of arrival so far.
     ///
     /// # Errors

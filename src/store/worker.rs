@@ -34,6 +34,7 @@ pub(super) enum Command {
     Unknown(Vec<ScriptId>, Reply<Vec<ScriptId>>),
     Drain(Reply<Option<Drain>>),
     SetDrain(Option<Drain>, Reply<()>),
+    TryChange(Reply<()>),
     MaxSeq(Reply<u64>),
     Close,
 }
@@ -115,6 +116,7 @@ fn carry_out(transaction: &Transaction<'_>, command: Command) -> Option<Answer> 
         Command::Unknown(ids, reply) => answer(reply, kept::unknown(transaction, ids)),
         Command::Drain(reply) => answer(reply, drain(transaction)),
         Command::SetDrain(drain, reply) => answer(reply, set_drain(transaction, drain.as_ref())),
+        Command::TryChange(reply) => answer(reply, try_change(transaction)),
         Command::MaxSeq(reply) => answer(reply, max_seq(transaction)),
         Command::Close => return None,
     };
@@ -242,6 +244,12 @@ fn set_drain(transaction: &Transaction<'_>, drain: Option<&Drain>) -> Result<(),
         insert.execute(params![nanoseconds(*since), by, reason])?;
     }
     Ok(())
+}
+
+/// A change of nothing that has to be written all the same.
+fn try_change(transaction: &Transaction<'_>) -> Result<(), StoreError> {
+    let version: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    Ok(transaction.pragma_update(None, "user_version", version)?)
 }
 
 fn max_seq(transaction: &Transaction<'_>) -> Result<u64, StoreError> {
