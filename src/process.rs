@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, getrlimit, pidfd_open,
-    pidfd_send_signal, setrlimit,
+    Pid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, Signal, WaitOptions, getrlimit,
+    pidfd_getfd, pidfd_open, pidfd_send_signal, setrlimit,
 };
 
 use crate::text::shorten;
@@ -136,6 +136,15 @@ impl Process {
     /// thread only.
     pub fn living(&self) -> Option<OwnedFd> {
         self.watch().filter(|descriptor| !has_ended(descriptor.as_fd()))
+    }
+
+    /// One of its descriptors: not the file anew, but the same open file, with its locks.
+    ///
+    /// # Errors
+    /// When it is gone, has no such descriptor, or this user may not trace it.
+    pub fn copy_descriptor(&self, number: RawFd) -> io::Result<OwnedFd> {
+        let process = self.watch().ok_or(io::ErrorKind::NotFound)?;
+        Ok(pidfd_getfd(&process, number, PidfdGetfdFlags::empty())?)
     }
 
     /// Sends a signal to exactly this process, as far as this user may; returns what becomes readable

@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use baton::process::Process;
 use baton::script::{Fate, OutcomeKind};
-use support::{World, exited, finish};
+use support::run::Run;
+use support::{Started, World, exited, finish, lines};
 
 /// A file system on which writers sleep without being killable. It thaws when this is dropped.
 struct Frozen(PathBuf);
@@ -88,5 +90,57 @@ async fn what_nothing_can_end_holds_the_mutex_until_it_is_abandoned_for_the_reco
     // Once.
     let (code, _, told) = finish(world.baton_at("a").args(machine));
     assert_eq!((code, told.as_str()), (0, ""));
+    frozen.thaw();
+}
+
+/// The supervisor that alone could give the mutexes back is gone, and so is the agent for a while.
+#[tokio::test]
+async fn so_it_is_when_its_supervisor_was_killed_too() {
+    let world = World::new();
+    let Some(frozen) = Frozen::mount(&world) else {
+        eprintln!("skipped: no file system may be frozen here");
+        return;
+    };
+    let mut agent = world.agent_at("a", &["--listen", "none"]).await;
+    let text = format!("echo on; exec echo x > {}/file", frozen.0.display());
+    let script = agent.script(text).id("stuck").with(|spec| spec.grace = Some(Duration::ZERO));
+    let script = script.start().await;
+    script.has_written(3).await;
+    let log = world.path("log");
+    let next = agent.script(format!("echo next >> {}", log.display())).id("next").start().await;
+    next.is_waiting().await;
+    agent.kill();
+    support::end_supervisor(&world.path("a/state/scripts/stuck"));
+    let again = world.agent_at("a", &["--listen", "none"]).await;
+    let script = Started { client: again.client.clone(), id: script.id };
+    let told = script.until("said to be stuck", |script| !script.stuck.is_empty()).await;
+    let pid = told.stuck[0].pid;
+    // Those of baton and those without wait for it.
+    let plain = world.mutexes().join("machine/os.lock");
+    let flock = |plain: &Path| run("flock", &[Path::new("-n"), plain, Path::new("true")]);
+    assert!(!flock(&plain));
+    let outside = Run::waiter(&world, "machine", "outside");
+    let cancel = ["cancel", "stuck", "--abandon", "--reason", "the disk is gone", "--wait"];
+    let (_, _, error) = finish(world.baton_at("a").args(cancel));
+    let outcome = script.outcome().await;
+    assert!(matches!(outcome.kind, OutcomeKind::Lost { .. }), "{outcome:?} {error}");
+    assert_eq!(outcome.stragglers.len(), 1, "{outcome:?}");
+    assert_eq!((outcome.stragglers[0].pid, outcome.stragglers[0].fate), (pid, Fate::Abandoned));
+    assert!(Process::read(pid).is_some_and(|process| !process.is_zombie()));
+    // In order, and told beside what they run.
+    let next = Started { client: again.client.clone(), id: next.id };
+    assert!(exited(&next.outcome().await, 0));
+    let (_, _, error) = finish(world.baton_at("a").args(["logs", "next"]));
+    assert!(error.contains("abandoned by script stuck") && error.contains("the disk is gone"));
+    assert_eq!(outside.end(), 0);
+    assert_eq!(lines(&log), ["next", "outside"]);
+    // Nobody passes by a lock: it is free, and who takes it excludes as before.
+    assert!(flock(&plain));
+    let gate = world.gate();
+    let holder = again.script(gate.wait()).start().await;
+    holder.is_running().await;
+    assert!(!flock(&plain));
+    gate.open();
+    assert!(exited(&holder.outcome().await, 0));
     frozen.thaw();
 }

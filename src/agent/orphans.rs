@@ -1,16 +1,19 @@
 //! What a killed supervisor left running: without it there are no limits, no output, and nobody who
 //! gives the mutexes back. It is asked to end, has its grace, and is forced; only then the script is
-//! `lost`, and its place in the queue passes on.
+//! `lost`, and its place in the queue passes on. What nothing can end is told, and waited for without limit,
+//! unless an operator abandons it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rustix::process::Signal;
 use tokio::time::{Instant, timeout_at};
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::{Agent, AgentError};
 use crate::filewatch::register;
+use crate::mutex::abandoned::{self, Abandoned};
 use crate::mutex::status;
 use crate::process::{self, Process, ProcessId};
 use crate::script::{Fate, Straggler};
@@ -18,6 +21,8 @@ use crate::spec::Spec;
 
 /// How long forced processes may take to be gone before it is looked for new ones.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How long forced processes may take to be gone before it is told.
+const STUCK: Duration = Duration::from_secs(2);
 /// How many are named in the outcome; the others are ended all the same.
 const MAX_NAMED: usize = 16;
 
@@ -48,6 +53,13 @@ impl Agent {
                     process.signal(Signal::KILL);
                 }
             }
+            if Instant::now() >= forced_at + STUCK
+                && let Some(left) = self.abandoned(spec, &living).await?
+            {
+                let mut ended = named.unwrap_or_default();
+                ended.retain(|ended| !living.iter().any(|process| process.pid == ended.pid));
+                return Ok(left.into_iter().chain(ended).take(MAX_NAMED).collect());
+            }
             let until = if is_forced { Instant::now() + LOOK_AGAIN } else { forced_at };
             // Over: it is looked again for who is left.
             timeout_at(until, all_ended(&living)).await.unwrap_or_default();
@@ -55,12 +67,51 @@ impl Agent {
         Ok(named.unwrap_or_default())
     }
 
+    /// Tells what can't be ended. When an operator abandons that, gives back what it holds and says what
+    /// is left.
+    async fn abandoned(
+        &self,
+        spec: &Arc<Spec>,
+        living: &[Process],
+    ) -> Result<Option<Vec<Straggler>>, AgentError> {
+        let (id, stuck) = (&spec.script_id, named(living, Fate::Abandoned));
+        let reason = {
+            let mut table = self.table();
+            let Some(script) = table.get_mut(id) else {
+                return Ok(None);
+            };
+            if script.stuck != stuck {
+                script.stuck.clone_from(&stuck);
+                script.changed.send_replace(());
+            }
+            script.abandon.clone()
+        };
+        let Some(reason) = reason else {
+            return Ok(None);
+        };
+        warn!(processes = ?stuck, reason, "what can't be ended is abandoned");
+        let processes = stuck.iter().map(|left| format!("pid {} ({})", left.pid, left.command));
+        let (processes, holder) = (processes.collect(), format!("script {id}"));
+        let mark = Abandoned { at: Timestamp::now(), holder, reason, processes };
+        let (spec, living) = (Arc::clone(spec), living.to_vec());
+        let mutexes = self.inner.settings.mutexes.clone();
+        let given_back = super::blocking(move || {
+            let id = spec.script_id.as_str();
+            let back = |name| abandoned::give_back(&mutexes, name, id, &living, &mark);
+            spec.claims().iter().try_for_each(|claim| back(&claim.name))
+        });
+        if let Err(error) = given_back.await? {
+            // It is tried again as long as they are there.
+            error!(error = crate::text::chain(&error), "its mutexes can't be given back");
+            return Ok(None);
+        }
+        Ok(Some(stuck))
+    }
+
     /// Asks them to end; names them.
     #[expect(clippy::unused_self, reason = "reads as a method where it is used")]
     fn ask_orphans(&self, living: &[Process]) -> Vec<Straggler> {
-        let fate = Fate::Ended;
-        let name = |p: &Process| Straggler { pid: p.pid, command: p.command_line(), fate };
-        let named: Vec<Straggler> = living.iter().take(MAX_NAMED).map(name).collect();
+        let named = named(living, Fate::Ended);
         warn!(processes = ?named, "its supervisor is gone; what it left is ended");
         for process in living {
             process.signal(Signal::TERM);
@@ -97,6 +148,12 @@ impl Agent {
         .await?
         .map_err(|source| AgentError::State { path: "/proc".into(), source })
     }
+}
+
+/// Names the first of them.
+fn named(living: &[Process], fate: Fate) -> Vec<Straggler> {
+    let name = |p: &Process| Straggler { pid: p.pid, command: p.command_line(), fate };
+    living.iter().take(MAX_NAMED).map(name).collect()
 }
 
 async fn all_ended(processes: &[Process]) {

@@ -88,6 +88,7 @@ impl Agent {
         let wished_at = restart.as_ref().map(|restart| restart.since);
         if let Some(living) = self.table().get_mut(id) {
             living.recover(record.started_at, restart);
+            living.abandon = cancel.as_ref().and_then(|cancel| cancel.abandon.clone());
         }
         self.recover_lease(&spec, cancel);
         match found {

@@ -1,7 +1,11 @@
 //! The mark of a hold that was given up: processes of it could not be ended, and an operator let the
 //! mutex pass on all the same. The next script or command that runs under it is told, once.
+//!
+//! It is the holder that gives it up. When that was killed too, only what can't be ended has the locks, and
+//! would have them to its end: then they are given back through its own descriptors ([`give_back`]). Nobody
+//! is told to pass by a lock that is held, and none is: it is free, for those outside of baton too.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -9,7 +13,9 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{MutexError, MutexName, os};
+use super::line::{Entry, Folder};
+use super::{MutexError, MutexName, locks, os, status};
+use crate::process::Process;
 
 /// What the next command is told: a line of JSON in the file `abandoned` of the mutex's folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +67,60 @@ pub fn take(root: &Path, name: &MutexName) -> Vec<Abandoned> {
     let text = text.and_then(Result::ok).unwrap_or_default();
     std::fs::remove_file(&taken).unwrap_or_default();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// Gives back what a script holds that has no supervisor any more, for the processes that are left of it
+/// and can't be ended; leaves the mark. What it was only lent stays with its lender.
+///
+/// # Errors
+/// When others have its locks too or this user may not trace them: then nothing is given back.
+pub fn give_back(
+    root: &Path,
+    name: &MutexName,
+    script_id: &str,
+    left: &[Process],
+    what: &Abandoned,
+) -> Result<(), MutexError> {
+    let folder = Folder::open(root, name)?;
+    let lock = os::open_to_read(&folder.os_lock_path())?;
+    let mut held = Vec::new();
+    for standing in status::status(root, name)?.line {
+        if standing.who.script_id.as_deref() != Some(script_id) {
+            continue;
+        }
+        let entry = Entry { number: standing.ticket, mode: standing.mode };
+        let Some(ticket) = folder.look(entry)? else { continue };
+        let tickets = copies(&folder, &ticket.file, left)?;
+        if tickets.is_empty() && ticket.survivors.is_empty() {
+            let source = io::Error::other("others keep its ticket, or may not be traced");
+            return Err(MutexError::File { path: folder.line_path(), source });
+        }
+        let locks = match &lock {
+            Some(lock) => copies(&folder, lock, left)?,
+            None => Vec::new(),
+        };
+        held.push((entry, locks, tickets));
+    }
+    mark(root, name, what)?;
+    let failed = |source| MutexError::File { path: folder.line_path(), source };
+    for (entry, locks, tickets) in held {
+        // As at a normal end: who wakes on the ticket finds the lock free.
+        locks.iter().try_for_each(os::unlock).map_err(failed)?;
+        folder.take_out(entry)?;
+        tickets.iter().try_for_each(os::unlock).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The open files by which these processes lock a file.
+fn copies(folder: &Folder, file: &File, of: &[Process]) -> Result<Vec<File>, MutexError> {
+    let failed = |source| MutexError::File { path: folder.line_path(), source };
+    let file = file.metadata().map_err(failed)?;
+    let locking = of.iter().flat_map(|process| {
+        let numbers = locks::descriptors(process.pid, &file);
+        numbers.into_iter().map(move |number| process.copy_descriptor(number).map(File::from))
+    });
+    locking.collect::<io::Result<_>>().map_err(failed)
 }
 
 fn path(root: &Path, name: &MutexName) -> PathBuf {

@@ -276,6 +276,11 @@ impl Folder {
         Ok(living)
     }
 
+    /// Takes a ticket out of the line for an owner that can't.
+    pub(super) fn take_out(&self, entry: Entry) -> Result<(), MutexError> {
+        remove(&self.ticket_path(entry))
+    }
+
     /// A ticket if it lives: somebody has its lock, or it held and something of its command lives on
     /// (rule 6). Whoever has no place in the line removes nothing: a ticket may just be
     /// made.
