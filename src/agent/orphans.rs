@@ -38,7 +38,15 @@ impl Agent {
         let (mut named, mut seen_nobody) = (None, 0);
         // Looked for twice: one that was about to start another may have ended meanwhile.
         while seen_nobody < 2 {
-            let living = self.orphans(spec, leader).await?;
+            let living = match self.orphans(spec, leader).await {
+                Ok(living) => living,
+                Err(error) => {
+                    // Its place does not pass on before it is known who is left.
+                    error!(error = crate::text::chain(&error), "what it left can't be looked for");
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    continue;
+                }
+            };
             if living.is_empty() {
                 seen_nobody += 1;
                 continue;
