@@ -32,7 +32,8 @@ pub enum Ended {
     Succeeded,
     /// Otherwise; for people.
     Failed(String),
-    /// It did not begin, and the target is left out from now on; for people.
+    /// It did not begin, and the target is left out from now on, unless it failed already or part of the
+    /// work is done there: then it has failed; for people.
     LeftOut(String),
 }
 
@@ -72,6 +73,8 @@ pub struct Rollout {
     asked: BTreeSet<(usize, usize)>,
     /// Targets that did not get a step for success.
     missed: BTreeSet<usize>,
+    /// Targets on which a step has done something.
+    worked: BTreeSet<usize>,
     ending: Option<String>,
     is_stopped: bool,
 }
@@ -89,6 +92,8 @@ struct Step {
     parallelism: usize,
     targets: BTreeSet<usize>,
     is_pause: bool,
+    /// It only looks.
+    is_check: bool,
 }
 
 /// A step of the stage that is on its way.
@@ -115,6 +120,7 @@ impl Rollout {
             parallelism: count(step.parallelism.get()),
             targets: step.jobs.iter().filter_map(|job| place(&job.target)).collect(),
             is_pause: matches!(step.action, Action::Pause { .. }),
+            is_check: step.action == Action::HealthCheck,
         };
         let stages = plan.stages.iter().map(|stage| Stage {
             parallelism: count(stage.parallelism.get()),
@@ -133,6 +139,7 @@ impl Rollout {
             steps: Vec::new(),
             asked: BTreeSet::new(),
             missed: BTreeSet::new(),
+            worked: BTreeSet::new(),
             ending: None,
             is_stopped: false,
         };
@@ -205,21 +212,41 @@ impl Rollout {
         if let Some(step) = self.steps.get_mut(job.step).filter(|_| job.stage == self.stage) {
             step.running.remove(&job.target);
         }
-        let name = self.stages[job.stage].steps[job.step].name.clone();
+        let Step { name, is_check, .. } = &self.stages[job.stage].steps[job.step];
+        let (name, is_check) = (name.clone(), *is_check);
         match (job.target, how) {
-            (Some(target), Ended::Failed(how)) => {
+            (Some(target), Ended::Failed(how)) => self.fails(target, name, how),
+            (Some(target), Ended::LeftOut(why)) if self.worked.contains(&target) => {
+                self.fails(target, name, format!("{why}, and part of the work is done there"));
+            }
+            (Some(target), Ended::LeftOut(why)) => {
                 let standing = &mut self.standings[target];
                 if !matches!(standing, Standing::Failed { .. }) {
-                    *standing = Standing::Failed { step: name, how };
+                    *standing = Standing::LeftOut(why);
                 }
-                self.spend_budget(target);
             }
-            (Some(target), Ended::LeftOut(why)) => self.standings[target] = Standing::LeftOut(why),
             (None, Ended::Failed(how) | Ended::LeftOut(how)) => {
                 self.ending.get_or_insert(format!("step {name:?}: {how}"));
             }
+            (Some(target), Ended::Succeeded) if !is_check => {
+                self.worked.insert(target);
+                // A step beside this one did not begin.
+                if let Standing::LeftOut(why) = &self.standings[target] {
+                    let how = format!("{why}, and part of the work is done there");
+                    self.fails(target, name, how);
+                }
+            }
             (_, Ended::Succeeded) => {}
         }
+    }
+
+    /// The first failure is the one on record.
+    fn fails(&mut self, target: usize, step: String, how: String) {
+        let standing = &mut self.standings[target];
+        if !matches!(standing, Standing::Failed { .. }) {
+            *standing = Standing::Failed { step, how };
+        }
+        self.spend_budget(target);
     }
 
     /// Rule 4.

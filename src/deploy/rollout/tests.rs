@@ -237,3 +237,35 @@ fn who_is_left_out_gets_nothing_more_and_is_no_failure() {
     rollout.leave_out(0, "unreachable".to_owned());
     assert_eq!(rollout.start_next().len(), 2);
 }
+
+#[test]
+fn who_is_left_out_when_part_of_the_work_is_done_or_when_it_failed_is_a_failure() {
+    let stages: [&[_]; 2] = [&[("x", SUCCESS, 9)], &[("y", Condition::Always, 9)]];
+    let mut plan = plan(&[3], &stages);
+    plan.max_failures = 3;
+    let busy = |name: &str, target| match (name, target) {
+        ("x", Some(0)) => Ended::Failed("broke".to_owned()),
+        ("y", Some(0 | 1)) => Ended::LeftOut("busy".to_owned()),
+        _ => Ended::Succeeded,
+    };
+    let failed = |step: &str, how: &str| Standing::Failed { step: step.into(), how: how.into() };
+    let half = failed("y", "busy, and part of the work is done there");
+    let (_, rollout) = walk(&plan, busy);
+    assert_eq!(rollout.standings(), [failed("x", "broke"), half, Standing::Done]);
+    // A look at a machine is no work.
+    plan.stages[0].steps[0].action = Action::HealthCheck;
+    let (_, rollout) = walk(&plan, busy);
+    assert_eq!(rollout.standings()[1], Standing::LeftOut("busy".to_owned()));
+}
+
+#[test]
+fn who_is_left_out_of_one_of_two_steps_side_by_side_has_failed_when_the_other_is_done() {
+    let plan = plan(&[1], &[&[("x", SUCCESS, 9), ("y", SUCCESS, 9)]]);
+    for left_out in ["x", "y"] {
+        let busy = |name: &str, _| {
+            if name == left_out { Ended::LeftOut("busy".to_owned()) } else { Ended::Succeeded }
+        };
+        let (_, rollout) = walk(&plan, busy);
+        assert!(matches!(rollout.standings(), [Standing::Failed { .. }]), "{left_out}");
+    }
+}

@@ -177,7 +177,7 @@ impl Task {
                         is_asked = true;
                         self.cancel(id, IS_BUSY);
                     }
-                    self.tell_change(number, &script, &mut told).await;
+                    self.tell_change(number, &script, &mut told, &secrets).await;
                     last = Some(*script);
                 }
                 Some(Heard::Output { stream, data, .. }) => {
@@ -216,8 +216,17 @@ impl Task {
     }
 
     /// Tells how the script stands, when that is something else than before.
-    async fn tell_change(&self, number: u32, script: &Snapshot, told: &mut Option<State>) {
-        let Some(state) = state_of(script) else { return };
+    async fn tell_change(
+        &self,
+        number: u32,
+        script: &Snapshot,
+        told: &mut Option<State>,
+        secrets: &Secrets,
+    ) {
+        let Some(mut state) = state_of(script) else { return };
+        if let State::Progress { text, .. } = &mut state {
+            *text = secrets.masked(text);
+        }
         if told.as_ref() != Some(&state) {
             self.tell(number, state.clone()).await;
             *told = Some(state);
@@ -226,7 +235,7 @@ impl Task {
 
     /// Whether it waits for others, and the deployment is not to.
     fn is_unwelcome(&self, script: &Snapshot) -> bool {
-        self.course.options.if_busy != Busy::Wait && waits_for_others(script)
+        self.course.options.if_busy != Busy::Wait && waits_for_others(script, &self.course.run)
     }
 
     /// How it ends when the machine is busy, and nobody is to wait.
@@ -358,11 +367,20 @@ fn behind(wait: &Wait) -> Option<String> {
     Some(format!("behind {} since {}", shorten(&name, MAX_BEHIND), since.strftime("%H:%M:%S")))
 }
 
-/// Whether others are before it.
-pub(super) fn waits_for_others(script: &Snapshot) -> bool {
+/// Whether others are before it; those of the same run are none.
+pub(super) fn waits_for_others(script: &Snapshot, run: &str) -> bool {
+    let others = |parties: &[Party], count: u32| {
+        let is_own = |party: &&Party| party.who.labels.get("run").is_some_and(|own| own == run);
+        let own = parties.iter().filter(is_own).count();
+        usize::try_from(count).unwrap_or(usize::MAX) > own
+    };
     matches!(script.phase, Phase::Queued | Phase::Waiting)
         && script.waits.iter().any(|wait| {
-            wait.foreign || wait.holder_count > 0 || wait.ahead_count > 0 || wait.drain.is_some()
+            let (holders, ahead) = (&wait.holders, &wait.ahead);
+            wait.foreign
+                || wait.drain.is_some()
+                || others(holders, wait.holder_count)
+                || others(ahead, wait.ahead_count)
         })
 }
 

@@ -110,7 +110,7 @@ impl Opening<'_> {
         let busy = tokio_util::sync::CancellationToken::new();
         let told = |lease: &Snapshot| {
             tell(lease);
-            if !self.may_wait && waits_for_others(lease) {
+            if !self.may_wait && waits_for_others(lease, &self.course.run) {
                 busy.cancel();
             }
         };

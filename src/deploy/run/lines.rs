@@ -55,7 +55,8 @@ impl Secrets {
         Self(lines)
     }
 
-    fn masked(&self, line: &str) -> String {
+    /// A text without them.
+    pub(super) fn masked(&self, line: &str) -> String {
         let mask = |line: String, secret: &String| line.replace(secret, MASK);
         self.0.iter().fold(line.to_owned(), mask)
     }
