@@ -675,3 +675,90 @@ async fn two_hundred_targets_are_rolled_out_within_a_minute() {
     assert!(took < std::time::Duration::from_mins(1), "{took:?}");
     eprintln!("200 targets, 2 steps: {took:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_run_had_left_out_as_done_stays_done() {
+    let site = Site::new(3).await;
+    let script = format!(
+        "name = \"only\"\nrun = '''\n[ -e {}/fixed-$BATON_LABEL_TARGET ]\n'''",
+        site.home.path("").display()
+    );
+    let project = site.project("shop", &(steps(&[&script]) + "[rollout]\nmax_failures = 2\n"));
+    for (fixed, run, more) in [
+        ("m1", "one", &[][..]),
+        ("m2", "two", &["--continue-from", "one"][..]),
+        ("m3", "three", &["--continue-from", "two"][..]),
+    ] {
+        support::write(&site.home.path(&format!("fixed-{fixed}")), "");
+        let (_, out, told) = finish(site.deploy(&project).args(["--run", run]).args(more));
+        assert!(out.contains(&format!("{fixed}: only: succeeded")), "{out}{told}");
+    }
+    let mut counts = Vec::new();
+    for machine in &site.machines {
+        counts.push(machine.history().await.len());
+    }
+    assert_eq!(counts, [1, 2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_goes_on_only_as_the_deployment_that_it_is() {
+    let site = Site::new(1).await;
+    let text = steps(&["name = \"only\"\nrun = 'true'"]);
+    let (shop, other) = (site.project("shop", &text), site.project("other", &text));
+    assert_eq!(finish(site.deploy(&shop).args(["--run", "r"])).0, 0);
+    let changed = text.clone() + &steps(&["name = \"more\"\nrun = 'true'"]);
+    for (what, words) in [
+        (&other, &["--run", "r"][..]),
+        (&other, &["--continue-from", "r"][..]),
+        (&shop, &["--run", "r", "--release", "2"][..]),
+        (&shop, &["--run", "../r"][..]),
+        (&site.project("shop", &changed), &["--run", "r"][..]),
+    ] {
+        let (code, out, told) = finish(site.deploy(what).args(words));
+        assert_eq!((code, out.as_str()), (2, ""), "{words:?} {told}");
+    }
+    assert_eq!(site.machines[0].history().await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_cant_begin_holds_up_no_other() {
+    let site = Site::new(1).await;
+    let step = steps(&["name = \"only\"\nrun = 'true'"]);
+    let nowhere = format!("{step}[coordination]\netcd = [\"http://127.0.0.1:1\"]\n");
+    let (bad, good) = (site.project("bad", &nowhere), site.project("good", &step));
+    let deploy = Run::of(site.deploy(&bad).arg(&good));
+    assert_eq!(deploy.end(), 70);
+    assert_eq!(order(&site.machines[0], "project").await, ["good"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_is_not_busy_with_the_deployment_itself() {
+    let site = Site::new(1).await;
+    let gate = site.home.gate();
+    let first = format!("name = \"first\"\nrun = '''\n{}\n'''", gate.wait());
+    let side = "name = \"side\"\nstart = \"with-previous\"\nrun = 'true'";
+    let project = site.project("shop", &steps(&[&first, side]));
+    let mut deploy = Run::of(site.deploy(&project).args(["--if-busy", "skip"]));
+    line_with(&mut deploy, "waits, position 1");
+    gate.open();
+    assert_eq!(deploy.end(), 0);
+    assert_eq!(site.machines[0].history().await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_a_success_when_nothing_was_done() {
+    let mut site = Site::new(1).await;
+    let page = site.home.path("no/folder/report.html");
+    let project = site.project("shop", &steps(&["name = \"only\"\nrun = 'true'"]));
+    let (code, _, told) = finish(site.deploy(&project).arg("--report").arg(&page));
+    assert_eq!(code, 2, "{told}");
+    assert!(site.machines[0].history().await.is_empty(), "the report could not be written");
+
+    let all = "[rollout]\nmax_failures = \"100%\"\nunreachable = \"exclude\"\n".to_owned();
+    let project = site.project("fails", &(all.clone() + &steps(&["name = \"x\"\nrun = 'false'"])));
+    assert_eq!(finish(&mut site.deploy(&project)).0, 1, "all targets failed");
+    site.machines[0].agent.kill();
+    let (code, out, _) = finish(&mut site.deploy(&project));
+    assert_eq!(code, 1, "{out}");
+    assert!(out.contains("ends: no target can be reached"), "{out}");
+}

@@ -240,6 +240,8 @@ pub enum TargetVerdict {
     Failed,
     /// It took no part.
     LeftOut,
+    /// It took no part, since an earlier run has done all of it.
+    DoneBefore,
     /// It was not come to, or not to its end.
     Unfinished,
 }

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::event::{Event, TargetVerdict, What};
+use super::plan::{MAX_RUN_BYTES, Plan};
 use crate::durable;
+use crate::script::{NameError, check_name};
 
 /// Why a record can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +20,22 @@ pub enum RecordError {
     /// There is none of this run.
     #[error("run {0:?} is not known here")]
     Unknown(String),
+    /// It can't be a run's id.
+    #[error("run id {id:?}")]
+    Id {
+        /// The id.
+        id: String,
+        /// What is wrong with it.
+        source: NameError,
+    },
+    /// It is a run of something else.
+    #[error("run {run:?} is one of {what}")]
+    Another {
+        /// The run.
+        run: String,
+        /// What it deploys, in words.
+        what: String,
+    },
     /// It was not come to its end.
     #[error("run {0:?} did not come to its end")]
     Unfinished(String),
@@ -47,8 +65,84 @@ pub struct Answer {
     pub goes_on: bool,
 }
 
-fn folder(state: &Path, run: &str) -> PathBuf {
-    state.join("deployments").join(run)
+fn folder(state: &Path, run: &str) -> Result<PathBuf, RecordError> {
+    match check_name(run, MAX_RUN_BYTES) {
+        Ok(()) => Ok(state.join("deployments").join(run)),
+        Err(source) => Err(RecordError::Id { id: run.to_owned(), source }),
+    }
+}
+
+/// The events of a run, as text; nothing when it is not known.
+fn events(state: &Path, run: &str) -> Result<Option<String>, RecordError> {
+    let path = folder(state, run)?.join("events.jsonl");
+    match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some).map_err(at(&path)),
+    }
+}
+
+/// What a run began with, or one of this plan would.
+#[derive(PartialEq, Eq)]
+struct Beginning {
+    project: String,
+    environment: String,
+    tenant: Option<String>,
+    release: Option<String>,
+}
+
+impl Beginning {
+    /// Of a run that is known, and its steps.
+    fn of(state: &Path, run: &str) -> Result<Option<(Self, Vec<String>)>, RecordError> {
+        let text = events(state, run)?.unwrap_or_default();
+        let began = |line: &str| {
+            let event = serde_json::from_str::<Event>(line).ok()?;
+            let What::Began { project, environment, tenant, release, steps, .. } = event.what
+            else {
+                return None;
+            };
+            Some((Self { project, environment, tenant, release }, steps))
+        };
+        Ok(text.lines().find_map(began))
+    }
+
+    fn of_plan(plan: &Plan) -> Self {
+        let Plan { project, environment, tenant, release, .. } = plan.clone();
+        Self { project, environment, tenant, release }
+    }
+
+    fn refuse(&self, run: &str, more: &str) -> RecordError {
+        let Self { project, environment, tenant, release } = self;
+        let release = release.as_ref().map(|release| format!(" {release}")).unwrap_or_default();
+        let tenant = tenant.as_ref().map(|tenant| format!(" for {tenant}")).unwrap_or_default();
+        let what = format!("{project}{release} to {environment}{tenant}{more}");
+        RecordError::Another { run: run.to_owned(), what }
+    }
+}
+
+/// Says whether a run, if it is known, is one of this plan: the same project, environment, tenant and release.
+///
+/// # Errors
+/// When it is one of something else.
+pub fn check_same(state: &Path, run: &str, plan: &Plan) -> Result<(), RecordError> {
+    match Beginning::of(state, run)? {
+        Some((began, _)) if began != Beginning::of_plan(plan) => Err(began.refuse(run, "")),
+        _ => Ok(()),
+    }
+}
+
+/// The same, for a run that is to go on: its steps are the same ones too. Scripts are found again by their
+/// steps' places.
+///
+/// # Errors
+/// When it is one of something else.
+pub fn check_goes_on(state: &Path, run: &str, plan: &Plan) -> Result<(), RecordError> {
+    check_same(state, run, plan)?;
+    match Beginning::of(state, run)? {
+        Some((began, steps)) if !plan.steps().map(|step| &step.name).eq(&steps) => {
+            Err(began.refuse(run, &format!(" with the steps {}", steps.join(", "))))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> RecordError {
@@ -62,7 +156,7 @@ impl Record {
     /// # Errors
     /// When it can't be written.
     pub fn open(state: &Path, run: &str) -> Result<Self, RecordError> {
-        let folder = folder(state, run);
+        let folder = folder(state, run)?;
         durable::create_dir_all(&folder, 0o700).map_err(at(&folder))?;
         let path = folder.join("events.jsonl");
         let events = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
@@ -93,13 +187,7 @@ impl Record {
 /// # Errors
 /// When there is no such run here, or it did not come to its end.
 pub fn done_targets(state: &Path, run: &str) -> Result<BTreeMap<String, String>, RecordError> {
-    let path = folder(state, run).join("events.jsonl");
-    let text = match std::fs::read_to_string(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(RecordError::Unknown(run.to_owned()));
-        }
-        other => other.map_err(at(&path))?,
-    };
+    let text = events(state, run)?.ok_or_else(|| RecordError::Unknown(run.to_owned()))?;
     let over = |line: &str| match serde_json::from_str::<Event>(line).ok()?.what {
         What::Over { targets, .. } => Some(targets),
         What::Began { .. }
@@ -115,8 +203,12 @@ pub fn done_targets(state: &Path, run: &str) -> Result<BTreeMap<String, String>,
     };
     let targets = text.lines().rev().find_map(over);
     let targets = targets.ok_or_else(|| RecordError::Unfinished(run.to_owned()))?;
-    let done = targets.into_iter().filter(|target| target.result == TargetVerdict::Succeeded);
-    Ok(done.map(|target| (target.target, format!("done in run {run}"))).collect())
+    let done = targets.into_iter().filter_map(|target| match target.result {
+        TargetVerdict::Succeeded => Some((target.target, format!("done in run {run}"))),
+        TargetVerdict::DoneBefore => Some((target.target, target.how)),
+        TargetVerdict::Failed | TargetVerdict::LeftOut | TargetVerdict::Unfinished => None,
+    });
+    Ok(done.collect())
 }
 
 /// Answers a run's pause.
@@ -124,7 +216,7 @@ pub fn done_targets(state: &Path, run: &str) -> Result<BTreeMap<String, String>,
 /// # Errors
 /// When there is no such run here, or the answer can't be written.
 pub fn answer(state: &Path, run: &str, answer: &Answer) -> Result<(), RecordError> {
-    let folder = folder(state, run);
+    let folder = folder(state, run)?;
     if !folder.is_dir() {
         return Err(RecordError::Unknown(run.to_owned()));
     }

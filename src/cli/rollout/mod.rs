@@ -8,14 +8,14 @@ mod table;
 mod view;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::failure::{Failure, code, complain};
@@ -58,10 +58,7 @@ pub(super) async fn work_off(
     folders: &Directories,
 ) -> Result<ExitCode, Failure> {
     let identity = Arc::new(Identity::load_or_create(&folders.config, CLIENT)?);
-    let leave_out = match &wish.continue_from {
-        Some(run) => record::done_targets(&folders.state, run)?,
-        None => BTreeMap::new(),
-    };
+    let leave_out = leave_out(&plans, &wish, folders)?;
     let (events, mut told) = mpsc::channel(MAX_EVENTS);
     let stop = CancellationToken::new();
     let mut show = Show::new(wish.json);
@@ -87,6 +84,10 @@ pub(super) async fn work_off(
     }
     drop(events);
     mind_signals(stop)?;
+    if let Some(path) = &wish.report {
+        // What can't be written is told before anything starts.
+        write_report(path, &Report::default())?;
+    }
     let mut told_all = Told { show, records, report: Report::default(), wish };
     let mut working = Working { waiting, ..Working::default() };
     working.begin_next();
@@ -100,12 +101,33 @@ pub(super) async fn work_off(
                 }
                 None => break,
             },
+            Some(ended) = working.running.join_next() => working.ended(ended),
             _ = frames.tick(), if told_all.show.is_table() => told_all.show.draw(),
         }
     }
-    let verdict = working.verdict().await?;
+    let verdict = working.verdict().await;
     told_all.finish()?;
-    Ok(exit_code(verdict))
+    Ok(exit_code(verdict?))
+}
+
+/// The targets that an earlier run has done; a run that is named must be one of this deployment.
+fn leave_out(
+    plans: &[Plan],
+    wish: &Wish,
+    folders: &Directories,
+) -> Result<BTreeMap<String, String>, Failure> {
+    for plan in plans {
+        if let Some(run) = &wish.run {
+            record::check_goes_on(&folders.state, run, plan)?;
+        }
+        if let Some(run) = &wish.continue_from {
+            record::check_same(&folders.state, run, plan)?;
+        }
+    }
+    Ok(match &wish.continue_from {
+        Some(run) => record::done_targets(&folders.state, run)?,
+        None => BTreeMap::new(),
+    })
 }
 
 /// Lets a run's pause go on, or ends the run there.
@@ -128,7 +150,10 @@ struct Waiting {
 #[derive(Default)]
 struct Working {
     waiting: VecDeque<Waiting>,
-    running: JoinSet<Result<Verdict, RunError>>,
+    running: JoinSet<(String, Result<Verdict, RunError>)>,
+    worst: Option<Verdict>,
+    /// Why a run could not begin.
+    failure: Option<Failure>,
     /// The last one that began, how many targets its first wave has, and those of which was heard.
     last: String,
     first: usize,
@@ -141,7 +166,7 @@ impl Working {
             run.id().clone_into(&mut self.last);
             self.first = first;
             self.heard.clear();
-            self.running.spawn(run.work());
+            self.running.spawn(async move { (run.id().to_owned(), run.work().await) });
         }
     }
 
@@ -168,14 +193,36 @@ impl Working {
         }
     }
 
+    /// A run that could not begin tells no last event: the next one begins all the same.
+    fn ended(&mut self, ended: Result<(String, Result<Verdict, RunError>), JoinError>) {
+        let failure = match ended {
+            Ok((_, Ok(verdict))) => {
+                self.worst = self.worst.max(Some(verdict));
+                return;
+            }
+            Ok((run, Err(error))) => {
+                if run == self.last {
+                    self.begin_next();
+                }
+                Failure::from(error)
+            }
+            Err(error) => {
+                self.begin_next();
+                Failure::new(code::INTERNAL, error)
+            }
+        };
+        self.failure.get_or_insert(failure);
+    }
+
     /// The worst one.
     async fn verdict(mut self) -> Result<Verdict, Failure> {
-        let mut worst = Verdict::Succeeded;
         while let Some(ended) = self.running.join_next().await {
-            let verdict = ended.map_err(|error| Failure::new(code::INTERNAL, error))??;
-            worst = worst.max(verdict);
+            self.ended(ended);
         }
-        Ok(worst)
+        match self.failure {
+            Some(failure) => Err(failure),
+            None => Ok(self.worst.unwrap_or(Verdict::Succeeded)),
+        }
     }
 }
 
@@ -253,16 +300,21 @@ impl Told {
         let Self { show, report, wish, .. } = self;
         write_out(show.finish().as_bytes())?;
         if let Some(path) = &wish.report {
-            crate::durable::replace_file(path, report.html().as_bytes(), 0o644).map_err(
-                |error| {
-                    let error = anyhow::Error::new(error).context(path.display().to_string());
-                    Failure::new(code::INTERNAL, error)
-                },
-            )?;
-            complain(&format!("baton: the report is in {}", path.display()));
+            match write_report(path, &report) {
+                Ok(()) => complain(&format!("baton: the report is in {}", path.display())),
+                // How the deployment ended is worth more.
+                Err(failure) => drop(failure.report()),
+            }
         }
         Ok(())
     }
+}
+
+fn write_report(path: &Path, report: &Report) -> Result<(), Failure> {
+    crate::durable::replace_file(path, report.html().as_bytes(), 0o644).map_err(|error| {
+        let error = anyhow::Error::new(error).context(format!("report {}", path.display()));
+        Failure::new(code::USAGE, error)
+    })
 }
 
 impl From<RunError> for Failure {
@@ -283,6 +335,9 @@ impl From<RecordError> for Failure {
                 let hint = format!("go on with it: the same command and --run {run}");
                 Self::new(code::USAGE, error).hint(hint)
             }
+            RecordError::Another { .. } => Self::new(code::USAGE, error)
+                .hint("a deployment of something else is a run of its own"),
+            RecordError::Id { .. } => Self::new(code::USAGE, error),
             RecordError::File { .. } => Self::new(code::INTERNAL, error),
         }
     }

@@ -162,6 +162,7 @@ impl View {
                 Some(TargetVerdict::Succeeded) => "succeeded",
                 Some(TargetVerdict::Failed) => "failed",
                 Some(TargetVerdict::LeftOut) => "left out",
+                Some(TargetVerdict::DoneBefore) => "done before",
                 Some(TargetVerdict::Unfinished) | None => "unfinished",
             };
             let (name, how) = (target.name.clone(), target.how.clone());

@@ -371,6 +371,7 @@ fn write_target(
         Some(TargetVerdict::Succeeded) => ("succeeded", "succeeded"),
         Some(TargetVerdict::Failed) => ("failed", "failed"),
         Some(TargetVerdict::LeftOut) => ("", "left out"),
+        Some(TargetVerdict::DoneBefore) => ("", "done before"),
         Some(TargetVerdict::Unfinished) => ("failed", "unfinished"),
         None => ("", "not over"),
     };

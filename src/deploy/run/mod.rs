@@ -57,7 +57,7 @@ pub enum Busy {
 pub struct Options {
     /// What becomes of a target that is busy.
     pub if_busy: Busy,
-    /// Targets that are left out, and why.
+    /// Targets that are left out since an earlier run has done all there: which one, for people.
     pub leave_out: BTreeMap<String, String>,
     /// The folder of this machine's mutexes.
     pub mutexes: PathBuf,
@@ -259,6 +259,7 @@ impl Run {
                 (place, dial(&target, &identity).await)
             });
         }
+        let tried = !dials.is_empty();
         while let Some(dialled) = dials.join_next().await {
             match dialled {
                 Ok((place, Ok(client))) => clients[place] = Some(client),
@@ -273,6 +274,9 @@ impl Run {
                 // It was not cancelled, and does not panic.
                 Err(_) => {}
             }
+        }
+        if clients.iter().all(Option::is_none) && tried {
+            rollout.stop("no target can be reached");
         }
         clients
     }
@@ -341,6 +345,10 @@ impl Run {
         jobs.spawn(task.run());
     }
 
+    fn is_done_before(&self, target: &str) -> bool {
+        self.course.options.leave_out.contains_key(target)
+    }
+
     /// Tells the last event.
     async fn over(&self, rollout: &Rollout) -> Verdict {
         let standings = self.plan.targets.iter().zip(rollout.standings());
@@ -353,19 +361,25 @@ impl Run {
                     Standing::Failed { step, how } => {
                         (TargetVerdict::Failed, format!("{step}: {how}"))
                     }
+                    Standing::LeftOut(why) if self.is_done_before(&target.name) => {
+                        (TargetVerdict::DoneBefore, why.clone())
+                    }
                     Standing::LeftOut(why) => (TargetVerdict::LeftOut, why.clone()),
                 };
                 TargetResult { target: target.name.clone(), result, how }
             })
             .collect();
+        let any = |result| targets.iter().any(|target| target.result == result);
         let result = if self.stop.is_cancelled() {
             Verdict::Cancelled
         } else if !is_whole {
             Verdict::Failed
-        } else if targets.iter().any(|target| target.result == TargetVerdict::Failed) {
+        } else if !any(TargetVerdict::Failed) {
+            Verdict::Succeeded
+        } else if any(TargetVerdict::Succeeded) {
             Verdict::Partly
         } else {
-            Verdict::Succeeded
+            Verdict::Failed
         };
         self.course.tell(What::Over { result, targets }).await;
         result
