@@ -736,8 +736,8 @@ async fn a_machine_is_not_busy_with_the_deployment_itself() {
     let site = Site::new(1).await;
     let gate = site.home.gate();
     let first = format!("name = \"first\"\nrun = '''\n{}\n'''", gate.wait());
-    let side = "name = \"side\"\nstart = \"with-previous\"\nrun = 'true'";
-    let project = site.project("shop", &steps(&[&first, side]));
+    let beside = "name = \"side\"\nstart = \"with-previous\"\nrun = 'true'";
+    let project = site.project("shop", &steps(&[&first, beside]));
     let mut deploy = Run::of(site.deploy(&project).args(["--if-busy", "skip"]));
     line_with(&mut deploy, "waits, position 1");
     gate.open();
@@ -761,4 +761,27 @@ async fn nothing_is_a_success_when_nothing_was_done() {
     let (code, out, _) = finish(&mut site.deploy(&project));
     assert_eq!(code, 1, "{out}");
     assert!(out.contains("ends: no target can be reached"), "{out}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_go_ahead_is_for_the_pause_that_asks_and_for_no_later_one() {
+    let site = Site::new(1).await;
+    let gate = site.home.gate();
+    let work = |name: &str| format!("name = \"{name}\"\nrun = '''\n{}\n'''", gate.wait());
+    let pause = |name: &str| format!("name = \"{name}\"\naction = \"pause\"\nmessage = \"well?\"");
+    let text = steps(&[&work("one"), &pause("ask"), &work("two"), &pause("again")]);
+    let project = site.project("shop", &text);
+    let mut deploy = Run::of(site.deploy(&project).args(["--run", "r"]));
+    let go_ahead = || finish(site.baton().args(["deploy", "go-ahead", "r"])).0;
+    line_with(&mut deploy, "one: running");
+    assert_eq!(go_ahead(), 2, "it asks nothing yet");
+    gate.open();
+    line_with(&mut deploy, "ask: well?");
+    assert_eq!(go_ahead(), 0);
+    line_with(&mut deploy, "two: running");
+    assert_eq!(go_ahead(), 2, "it asks nothing any more");
+    gate.open();
+    line_with(&mut deploy, "again: well?");
+    assert_eq!(finish(site.baton().args(["deploy", "go-ahead", "r", "--refuse"])).0, 0);
+    assert_eq!(deploy.end(), 1);
 }

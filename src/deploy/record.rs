@@ -36,6 +36,9 @@ pub enum RecordError {
         /// What it deploys, in words.
         what: String,
     },
+    /// It asks nothing.
+    #[error("run {0:?} does not wait for a go-ahead now")]
+    NotPaused(String),
     /// It was not come to its end.
     #[error("run {0:?} did not come to its end")]
     Unfinished(String),
@@ -211,27 +214,61 @@ pub fn done_targets(state: &Path, run: &str) -> Result<BTreeMap<String, String>,
     Ok(done.collect())
 }
 
+/// A question that is asked, until it is dropped: only then an answer counts.
+#[derive(Debug)]
+pub struct Question {
+    folder: PathBuf,
+}
+
+impl Question {
+    /// Asks in the folder of a record. What was answered before is no answer.
+    ///
+    /// # Errors
+    /// When the question can't be written.
+    pub fn ask(folder: &Path) -> io::Result<Self> {
+        let question = Self { folder: folder.to_owned() };
+        question.forget();
+        durable::replace_file(&question_path(folder), b"", 0o600)?;
+        Ok(question)
+    }
+
+    /// The answer, if there is one.
+    pub fn answer(&self) -> Option<Answer> {
+        serde_json::from_slice(&std::fs::read(answer_path(&self.folder)).ok()?).ok()
+    }
+
+    fn forget(&self) {
+        // The question first: an answer that comes in between is forgotten too.
+        std::fs::remove_file(question_path(&self.folder)).unwrap_or_default();
+        std::fs::remove_file(answer_path(&self.folder)).unwrap_or_default();
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
 /// Answers a run's pause.
 ///
 /// # Errors
-/// When there is no such run here, or the answer can't be written.
+/// When there is no such run here, it asks nothing now, or the answer can't be written.
 pub fn answer(state: &Path, run: &str, answer: &Answer) -> Result<(), RecordError> {
     let folder = folder(state, run)?;
     if !folder.is_dir() {
         return Err(RecordError::Unknown(run.to_owned()));
+    }
+    if !question_path(&folder).exists() {
+        return Err(RecordError::NotPaused(run.to_owned()));
     }
     let path = answer_path(&folder);
     let text = serde_json::to_vec(answer).map_err(io::Error::from).map_err(at(&path))?;
     durable::replace_file(&path, &text, 0o600).map_err(at(&path))
 }
 
-/// Takes the answer, if there is one.
-pub fn take_answer(folder: &Path) -> Option<Answer> {
-    let path = answer_path(folder);
-    let text = std::fs::read(&path).ok()?;
-    // One that stays is taken again by a later pause: better to be asked once more.
-    std::fs::remove_file(&path).ok()?;
-    serde_json::from_slice(&text).ok()
+fn question_path(folder: &Path) -> PathBuf {
+    folder.join("question")
 }
 
 fn answer_path(folder: &Path) -> PathBuf {
@@ -267,14 +304,22 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_taken_once() {
+    fn an_answer_counts_only_while_it_is_asked_for() {
         let state = tempfile::tempdir().unwrap();
         let given = Answer { by: "ann".to_owned(), goes_on: true };
-        assert!(matches!(answer(state.path(), "r", &given), Err(RecordError::Unknown(_))));
+        let reply = || answer(state.path(), "r", &given);
+        assert!(matches!(reply(), Err(RecordError::Unknown(_))));
         let record = Record::open(state.path(), "r").unwrap();
-        assert_eq!(take_answer(record.folder()), None);
-        answer(state.path(), "r", &given).unwrap();
-        assert_eq!(take_answer(record.folder()), Some(given));
-        assert_eq!(take_answer(record.folder()), None);
+        assert!(matches!(reply(), Err(RecordError::NotPaused(_))));
+        let question = Question::ask(record.folder()).unwrap();
+        assert_eq!(question.answer(), None);
+        reply().unwrap();
+        assert_eq!(question.answer(), Some(given.clone()));
+        // Killed here, it is asked again.
+        std::mem::forget(question);
+        let question = Question::ask(record.folder()).unwrap();
+        assert_eq!(question.answer(), None);
+        drop(question);
+        assert!(matches!(reply(), Err(RecordError::NotPaused(_))));
     }
 }

@@ -62,13 +62,14 @@ pub(super) async fn work_off(
     let (events, mut told) = mpsc::channel(MAX_EVENTS);
     let stop = CancellationToken::new();
     let mut show = Show::new(wish.json);
+    let terminal = ask::Terminal::of(show.is_table());
     let (mut records, mut waiting) = (BTreeMap::new(), VecDeque::new());
     for plan in plans {
         let id = wish.run.clone().unwrap_or_else(|| new_id(&records));
         let record = Record::open(&folders.state, &id)?;
         show.expect(&plan, &id);
         let asker: Arc<dyn GoAhead> =
-            Arc::new(ask::Asker::new(&id, record.folder(), show.is_table())?);
+            Arc::new(ask::Asker::new(&id, record.folder(), terminal.clone())?);
         records.insert(id.clone(), record);
         let options = Options {
             if_busy: wish.if_busy,
@@ -337,7 +338,7 @@ impl From<RecordError> for Failure {
             }
             RecordError::Another { .. } => Self::new(code::USAGE, error)
                 .hint("a deployment of something else is a run of its own"),
-            RecordError::Id { .. } => Self::new(code::USAGE, error),
+            RecordError::NotPaused(_) | RecordError::Id { .. } => Self::new(code::USAGE, error),
             RecordError::File { .. } => Self::new(code::INTERNAL, error),
         }
     }

@@ -90,7 +90,7 @@ pub enum RunError {
 
 /// Who lets a pause go on.
 pub trait GoAhead: Send + Sync + 'static {
-    /// Waits for an answer: who, and whether it goes on.
+    /// Waits for an answer: who, and whether it goes on. One may be given from the call on.
     fn ask<'a>(&'a self, step: &'a str, message: &'a str) -> BoxFuture<'a, Answer>;
 }
 
@@ -404,9 +404,10 @@ async fn pause(course: &Course, go_ahead: &dyn GoAhead, step: String, action: Ac
         Action::Pause { message } => message,
         Action::Script | Action::HealthCheck | Action::Package { .. } => String::new(),
     };
+    let asked = go_ahead.ask(&step, &message);
     course.tell(What::Paused { step: step.clone(), message: message.clone() }).await;
     let answer = tokio::select! {
-        answer = go_ahead.ask(&step, &message) => answer,
+        answer = asked => answer,
         () = course.stopped() => return Ended::Failed("it was stopped".to_owned()),
     };
     let Answer { by, goes_on } = answer;
