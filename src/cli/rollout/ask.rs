@@ -23,6 +23,8 @@ const MAX_LINES: usize = 16;
 pub(super) struct Asker {
     run: String,
     folder: PathBuf,
+    /// The question stands above a table, which would be drawn over anything else.
+    is_table: bool,
     terminal: Option<Arc<Terminal>>,
     watcher: FileWatcher,
     _stop: DropGuard,
@@ -32,24 +34,26 @@ impl Asker {
     pub(super) fn new(
         run: &str,
         folder: &Path,
+        is_table: bool,
         terminal: Option<Arc<Terminal>>,
     ) -> Result<Self, Failure> {
         let stop = CancellationToken::new();
         let watcher = FileWatcher::start(&TaskTracker::new(), stop.clone())?;
         let (run, folder, stop) = (run.to_owned(), folder.to_owned(), stop.drop_guard());
-        Ok(Self { run, folder, terminal, watcher, _stop: stop })
+        Ok(Self { run, folder, is_table, terminal, watcher, _stop: stop })
     }
 
     async fn answer(&self, question: Option<Question>, step: &str, message: &str) -> Answer {
         let mut watch = self.watcher.watch(&self.folder).ok();
-        let other = format!("baton deploy go-ahead {}", self.run);
-        complain(&format!("{step}: {message}"));
+        if !self.is_table {
+            complain(&format!("{step}: {message}"));
+            complain(&format!("it goes on after: baton deploy go-ahead {}", self.run));
+        }
         let typed = async {
-            if let Some(terminal) = &self.terminal {
-                return terminal.ask(&format!("go on? yes or no; or elsewhere: {other}")).await;
+            match &self.terminal {
+                Some(terminal) => terminal.ask().await,
+                None => std::future::pending().await,
             }
-            complain(&format!("it goes on after: {other}"));
-            std::future::pending().await
         };
         let given = async {
             loop {
@@ -92,14 +96,13 @@ impl Terminal {
     }
 
     /// A yes or a no; a terminal that is gone answers nothing.
-    async fn ask(&self, prompt: &str) -> Answer {
+    async fn ask(&self) -> Answer {
         let by = Claimant::this_process(String::new()).user;
         let mut lines = self.lines.lock().await;
         // What was typed before is no answer.
         tcflush(io::stdin(), QueueSelector::IFlush).unwrap_or_default();
         let lines = lines.get_or_insert_with(read_lines);
         while lines.try_recv().is_ok() {}
-        complain(prompt);
         while let Some(line) = lines.recv().await {
             match line.trim().to_ascii_lowercase().as_str() {
                 "y" | "yes" => return Answer { by, goes_on: true },

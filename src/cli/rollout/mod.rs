@@ -69,7 +69,7 @@ pub(super) async fn work_off(
         let record = Record::open(&folders.state, &id)?;
         show.expect(&plan, &id);
         let asker: Arc<dyn GoAhead> =
-            Arc::new(ask::Asker::new(&id, record.folder(), terminal.clone())?);
+            Arc::new(ask::Asker::new(&id, record.folder(), show.is_table(), terminal.clone())?);
         records.insert(id.clone(), record);
         let options = Options {
             if_busy: wish.if_busy,

@@ -1,6 +1,6 @@
 //! The live table on a terminal.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -31,9 +31,15 @@ impl Table {
             What::WaitsForTurn { .. }
                 | What::LeftOut { .. }
                 | What::Ends { .. }
+                | What::Paused { .. }
                 | What::Answered { .. }
         );
-        if let Some(line) = super::lines::line(event).filter(|_| stays) {
+        if let Some(mut line) = super::lines::line(event).filter(|_| stays) {
+            if matches!(event.what, What::Paused { .. }) {
+                let here = if io::stdin().is_terminal() { "type yes or no, or " } else { "" };
+                line =
+                    format!("{line}\ngo on? {here}elsewhere: baton deploy go-ahead {}", event.run);
+            }
             self.all.println(format!("{of}{line}")).unwrap_or_default();
         }
     }
