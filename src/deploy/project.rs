@@ -141,6 +141,13 @@ impl Project {
             let message = "the first step has none before it";
             problems.push(self.places.problem("steps[0].start", message));
         }
+        for step in self.steps.iter().filter(|step| step.starts_with_previous) {
+            if matches!(step.work, Work::Pause { .. }) {
+                // An answer would not say which of two it is for.
+                let message = "a pause stands alone: it can't start with the step before";
+                problems.push(self.places.problem(format!("{}.start", step.key), message));
+            }
+        }
         if is_whole {
             self.variables.check_names(self, problems);
         }
@@ -386,6 +393,11 @@ packages = ["wbe"]
 [[steps]]
 name = "Deploy"
 run = "true"
+[[steps]]
+name = "Ask"
+action = "pause"
+message = "well?"
+start = "with-previous"
 [[variables]]
 name = "A"
 value = "x"
@@ -399,8 +411,9 @@ value = 1
             "12 steps[0].start: the first step has none before it",
             "14 steps[0].packages[0]: there is no package \"wbe\"",
             "15 steps[1]: \"Deploy\" is there twice",
-            "21 variables[0].scope.step: there is no step \"Deplyo\"",
-            "23 variables[1].name: there is no step \"Deplo\"",
+            "22 steps[2].start: a pause stands alone: it can't start with the step before",
+            "26 variables[0].scope.step: there is no step \"Deplyo\"",
+            "28 variables[1].name: there is no step \"Deplo\"",
         ];
         assert_eq!(problems(text), expected);
         let problems = Project::parse("deploy.toml", text).unwrap_err();

@@ -294,7 +294,14 @@ impl Told {
         if let Some(Err(error)) = record.map(|record| record.add(event)) {
             complain(&format!("baton: the record of the run can't be written: {error}"));
         }
-        self.show.hear(event)
+        match self.show.hear(event) {
+            Err(failure) if failure.is_broken_pipe() => {
+                complain("baton: nobody reads the output; the deployment goes on");
+                self.show.be_silent();
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     fn finish(self) -> Result<(), Failure> {

@@ -19,6 +19,8 @@ pub(super) struct Show {
 }
 
 enum Form {
+    /// Nobody reads it.
+    Nothing,
     Json,
     Lines,
     Table(Table),
@@ -55,6 +57,7 @@ impl Show {
             }
         }
         match &mut self.form {
+            Form::Nothing => {}
             Form::Json => write_json(&serde_json::to_value(event).unwrap_or_default())?,
             Form::Lines => {
                 if let Some(line) = lines::line(event) {
@@ -65,6 +68,11 @@ impl Show {
             Form::Table(table) => table.told(&of, event),
         }
         Ok(())
+    }
+
+    /// Nobody reads any more what is shown.
+    pub(super) fn be_silent(&mut self) {
+        self.form = Form::Nothing;
     }
 
     pub(super) fn draw(&mut self) {
@@ -82,7 +90,7 @@ impl Show {
     pub(super) fn finish(self) -> String {
         if let Form::Table(table) = self.form {
             table.clear();
-        } else if matches!(self.form, Form::Json) {
+        } else if matches!(self.form, Form::Json | Form::Nothing) {
             return String::new();
         }
         let summaries: Vec<String> = self.views.iter().map(View::summary).collect();

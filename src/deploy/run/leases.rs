@@ -52,7 +52,12 @@ impl Leases {
         tell: impl Fn(&Snapshot),
     ) -> Result<Lease, NoLease> {
         let slot = Arc::clone(self.slots().entry(place).or_default());
-        slot.get_or_init(|| opening.open(tell)).await.clone()
+        let opened = slot.get_or_init(|| opening.open(tell)).await.clone();
+        if opened.is_err() {
+            // Whoever tries again opens another one.
+            self.slots().retain(|_, kept| !Arc::ptr_eq(kept, &slot));
+        }
+        opened
     }
 
     /// Gives the machines back. Who can't be told hears it by the end of the time-to-live.

@@ -260,7 +260,13 @@ impl Run {
             });
         }
         let tried = !dials.is_empty();
-        while let Some(dialled) = dials.join_next().await {
+        loop {
+            let dialled = tokio::select! {
+                dialled = dials.join_next() => dialled,
+                // Who was not reached yet is not waited for.
+                () = self.course.stopped() => return clients,
+            };
+            let Some(dialled) = dialled else { break };
             match dialled {
                 Ok((place, Ok(client))) => clients[place] = Some(client),
                 Ok((place, Err(why))) => match self.plan.unreachable {
