@@ -88,6 +88,7 @@ pub struct Spec {
     pub service_messages: bool,
     pub reboot_exit_code: Option<NonZeroU8>,
     pub lease: Option<ScriptId>,
+    pub sensitive: Vec<String>,
 }
 
 /// How much of a field's name is told.
@@ -176,6 +177,7 @@ impl Spec {
             service_messages: true,
             reboot_exit_code: None,
             lease: None,
+            sensitive: Vec::new(),
         }
     }
 
@@ -278,7 +280,14 @@ impl Spec {
             }
             check_argument(&field, value)?;
         }
-        Ok(())
+        limit_count("sensitive", self.sensitive.len(), MAX_ARGUMENTS)?;
+        match self.sensitive.iter().position(|name| !self.environment.contains_key(name)) {
+            Some(place) => {
+                let problem = Problem::Invalid("is no variable of the environment");
+                Err(SpecError::new(format!("sensitive[{place}]"), problem))
+            }
+            None => Ok(()),
+        }
     }
 
     fn check_files(&self) -> Result<(), SpecError> {
@@ -396,6 +405,7 @@ impl Spec {
             service_messages,
             reboot_exit_code,
             lease,
+            sensitive,
         } = self;
         let fields = [
             ("body, interpreter or program", what != &other.what),
@@ -415,6 +425,7 @@ impl Spec {
             ("service_messages", service_messages != &other.service_messages),
             ("reboot_exit_code", reboot_exit_code != &other.reboot_exit_code),
             ("lease", lease != &other.lease),
+            ("sensitive", sensitive != &other.sensitive),
         ];
         fields.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect()
     }

@@ -13,6 +13,7 @@ use baton::client::Heard;
 use baton::journal::EventScanner;
 use baton::process::Process;
 use baton::script::{DropCause, Fate, OutcomeKind, StragglerPolicy};
+use baton::spec::Spec;
 use baton::supervisor::job::Report;
 use support::{World, exited, finish};
 
@@ -142,7 +143,7 @@ async fn what_is_left_running_goes_on_by_request_and_holds_nothing() {
         gate.wait(),
         world.path("late").display()
     );
-    let keep = |spec: &mut baton::spec::Spec| spec.stragglers = StragglerPolicy::Keep;
+    let keep = |spec: &mut Spec| spec.stragglers = StragglerPolicy::Keep;
     let script = agent.script(text).with(keep).start().await;
     let outcome = script.outcome().await;
     assert!(exited(&outcome, 0));
@@ -172,4 +173,34 @@ async fn a_script_that_is_to_stop_leaves_nothing_whatever_it_asked_for() {
     let outcome = script.outcome().await;
     assert!(matches!(outcome.kind, OutcomeKind::Cancelled { .. }), "{outcome:?}");
     assert!(outcome.stragglers.iter().all(|straggler| straggler.fate == Fate::Ended));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_is_overwritten_in_the_log_in_whatever_pieces_it_is_written() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let gate = world.gate();
+    let text = format!("printf 'it is hun'; {}; printf 'ter22, hunter22, hunt'", gate.wait());
+    let secret = |spec: &mut Spec| {
+        spec.environment.insert("SECRET".to_owned(), "hunter22".to_owned());
+        spec.sensitive.push("SECRET".to_owned());
+    };
+    let script = agent.script(text).with(secret).start().await;
+    // What may be its beginning waits.
+    script.has_written(6).await;
+    gate.open();
+    assert!(exited(&script.outcome().await, 0));
+    let output = script.output().await;
+    assert_eq!(String::from_utf8_lossy(&output), "it is ********, ********, hunt");
+    let folder = agent.folder.join("state/scripts").join(script.id.as_str());
+    let journal = std::fs::read(folder.join("output.journal")).unwrap();
+    assert!(!journal.windows(8).any(|part| part == b"hunter22"));
+    let refused = agent.script("true").with(|spec| spec.sensitive.push("SECRET".to_owned()));
+    let refused = refused.try_start().await.err().unwrap();
+    assert!(refused.to_string().contains("sensitive[0]"), "{refused}");
+    let mut command = world.baton_at(&agent.name);
+    command.args(["run", "--secret", "PASSWORD", "-c", "echo $PASSWORD"]);
+    let (code, out, _) = finish(command.env("PASSWORD", "correct horse"));
+    assert_eq!((code, out.as_str()), (0, "*************\n"));
+    assert_eq!(finish(command.env_remove("PASSWORD")).0, 2);
 }

@@ -155,6 +155,7 @@ impl Agent {
                 min_free_bytes: settings.min_free_bytes,
             },
             open_files: settings.open_files,
+            sensitive: spec.sensitive.clone(),
             stragglers: spec.stragglers,
             boot_id: super::recover::boot_id(),
             service_messages: spec.service_messages,

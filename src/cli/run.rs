@@ -1,5 +1,6 @@
 //! `baton run`: runs a script and shows it to its end.
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::num::{NonZeroU8, NonZeroU32};
 use std::path::{Path, PathBuf};
@@ -113,6 +114,9 @@ pub(super) struct RunArgs {
     /// Add a variable to the script's environment
     #[arg(long, short, value_name = "KEY=VALUE", value_parser = key_value)]
     env: Vec<(String, String)>,
+    /// Pass a variable of this command's environment on as a secret: * in the output instead
+    #[arg(long, value_name = "NAME")]
+    secret: Vec<String>,
     /// Say what the script is about; shown wherever it is named
     #[arg(long, short, value_name = "KEY=VALUE", value_parser = key_value)]
     label: Vec<(String, String)>,
@@ -293,6 +297,19 @@ async fn cancel(client: Client, id: ScriptId) {
 }
 
 impl RunArgs {
+    /// The variables that are given, and the secrets.
+    fn environment(&self) -> Result<BTreeMap<String, String>, Failure> {
+        let mut environment: BTreeMap<String, String> = self.env.iter().cloned().collect();
+        for name in &self.secret {
+            let value = std::env::var(name).map_err(|error| {
+                Failure::usage(format!("--secret {name}: {error}"))
+                    .hint(format!("it is not given on the command line: export {name} first"))
+            })?;
+            environment.insert(name.clone(), value);
+        }
+        Ok(environment)
+    }
+
     fn spec(&self) -> Result<Spec, Failure> {
         let (text, arguments) = self.text()?;
         let interpreter = match &self.interpreter {
@@ -310,7 +327,8 @@ impl RunArgs {
             script_id: self.id.clone().unwrap_or_else(ScriptId::random),
             what: What::Body { text, interpreter },
             arguments,
-            environment: self.env.iter().cloned().collect(),
+            environment: self.environment()?,
+            sensitive: self.secret.clone(),
             files: self.file.iter().map(|path| read_file(path)).collect::<Result<_, _>>()?,
             working_directory: self.directory.clone(),
             isolation,

@@ -60,6 +60,9 @@ pub struct Job {
     /// How many files the script may open (the soft limit); `None`: as many as its supervisor.
     #[serde(default)]
     pub open_files: Option<u64>,
+    /// Variables of the environment whose values are overwritten in the output.
+    #[serde(default)]
+    pub sensitive: Vec<String>,
     /// What becomes of processes that are left at its end.
     pub stragglers: StragglerPolicy,
     /// The run of the machine in which it was launched.

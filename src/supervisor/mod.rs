@@ -19,6 +19,7 @@ mod course;
 mod grip;
 pub mod job;
 mod lease;
+mod mask;
 mod record;
 mod restart;
 mod returns;

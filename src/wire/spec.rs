@@ -50,6 +50,7 @@ impl TryFrom<v1::ScriptSpec> for Spec {
             service_messages,
             reboot_exit_code,
             lease,
+            sensitive,
         } = message;
         let policy = v1::StragglerPolicy::try_from(stragglers)
             .map_err(|_| SpecError::new("stragglers", Problem::Invalid("is not known")))?;
@@ -83,6 +84,7 @@ impl TryFrom<v1::ScriptSpec> for Spec {
             service_messages: service_messages.unwrap_or(true),
             reboot_exit_code: parse_exit_code(reboot_exit_code)?,
             lease: parse_lease(&lease)?,
+            sensitive,
         };
         spec.check()?;
         Ok(spec)
@@ -163,6 +165,7 @@ impl From<Spec> for v1::ScriptSpec {
             service_messages: (!spec.service_messages).then_some(false),
             reboot_exit_code: spec.reboot_exit_code.map_or(0, |code| code.get().into()),
             lease: spec.lease.map(String::from).unwrap_or_default(),
+            sensitive: spec.sensitive,
         }
     }
 }
@@ -273,6 +276,7 @@ mod tests {
             labels: [("project".to_owned(), "web".to_owned())].into(),
             service_messages: Some(false),
             reboot_exit_code: 255,
+            sensitive: vec!["A".to_owned()],
             ..message()
         };
         let spec = Spec::try_from(full).unwrap();
