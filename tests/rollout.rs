@@ -437,6 +437,10 @@ async fn a_secret_reaches_the_script_and_no_page_or_log() {
         let (code, out, told) = finish(command.args(more).arg("--report").arg(&page));
         assert_eq!(code, 0, "{out}{told}");
         assert!(out.contains("length 8, it is ********"), "{out}");
+        // Nor into the log on the machine.
+        let script = site.machines[0].history().await.remove(0).script_id;
+        let log = finish(site.machines[0].world.baton_at("a").args(["logs", script.as_str()]));
+        assert!(log.1.contains("it is ********") && !log.1.contains("hunter22"), "{log:?}");
         let page = std::fs::read_to_string(&page).unwrap();
         for shown in [out, told, page] {
             assert!(!shown.contains("hunter22"), "{shown}");

@@ -10,6 +10,7 @@ use crate::deploy::project::{MAX_PACKAGE_BYTES, Package};
 use crate::deploy::special;
 use crate::deploy::step::{IsolationName, ScriptWork, Source, Step, Work};
 use crate::deploy::targets::Target;
+use crate::deploy::value::Value;
 use crate::deploy::variables::Values;
 use crate::script::{Labels, check_name};
 
@@ -35,7 +36,9 @@ pub(super) fn job(step: &Step, target: &Target, values: &mut Values<'_>) -> Resu
         job.environment.insert(name.clone(), value);
     }
     for (at, text) in script.arguments.iter().enumerate() {
-        job.arguments.push(values.expand(&format!("{}.arguments[{at}]", step.key), text)?);
+        // Everybody on the machine sees the arguments of a process.
+        let text = shown(values, &format!("{}.arguments[{at}]", step.key), text)?;
+        job.arguments.push(Value::plain(text));
     }
     Ok(job)
 }

@@ -392,7 +392,7 @@ fn what_somebody_may_not_have_expected_is_remarked() {
 fn a_plan_is_deterministic_and_shows_no_secret() {
     let text = "[[variables]]\nname = 'Password'\nvalue_env = 'X'\nsensitive = true\n\
                 [[variables]]\nname = 'Url'\nvalue = 'pg://#{Password}@db'\n";
-    let more = "inputs = { DB = '#{Url}' }\narguments = ['#{Password}']";
+    let more = "inputs = { DB = '#{Url}' }";
     let mut project = project(&format!("{text}{}", step("A", more)));
     super::super::load::values(&mut project, &request(), |name| {
         (name == "X").then(|| "hunter2".into())
@@ -411,16 +411,17 @@ fn a_plan_is_deterministic_and_shows_no_secret() {
 }
 
 #[test]
-fn a_secret_stands_in_no_path_version_or_tag() {
+fn a_secret_stands_in_no_path_version_tag_or_argument() {
     let secret = "[[variables]]\nname = 'P'\nvalue_env = 'X'\nsensitive = true\n";
     let package = "[[packages]]\nid = 'a'\nversion = '1'\nfile = '#{P}.tgz'\n";
-    let steps = step("A", "packages = ['a']");
+    let steps = step("A", "packages = ['a']\narguments = ['--password=#{P}']");
     let tag = variable(special::CONCURRENCY_TAG, "#{P}", "");
     let mut project = project(&format!("{secret}{package}{steps}{tag}"));
     let environment = |_: &str| Some("hunter2".into());
     super::super::load::values(&mut project, &request(), environment).unwrap();
     let told = plan(&project, &targets(), &request()).unwrap_err().to_string();
     assert!(told.contains("packages[0].file: a secret stands in it"), "{told}");
+    assert!(told.contains("steps[0].arguments[0]: a secret stands in it"), "{told}");
     assert!(told.contains("Octopus.Task.ConcurrencyTag is a secret"), "{told}");
     assert!(!told.contains("hunter2"), "{told}");
 }

@@ -317,6 +317,12 @@ impl Task {
             environment: environment
                 .map(|(name, value)| (name.clone(), value.expose().to_owned()))
                 .collect(),
+            sensitive: job
+                .environment
+                .iter()
+                .filter(|(_, value)| value.is_sensitive())
+                .map(|(name, _)| name.clone())
+                .collect(),
             isolation: isolation(job.isolation),
             queue_time_limit: job.queue_time_limit,
             run_time_limit: job.run_time_limit,
