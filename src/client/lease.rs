@@ -84,7 +84,7 @@ impl Client {
         let (id, mutex) = (wish.lease_id.clone(), wish.mutex.clone());
         let every = wish.ttl / RENEWALS;
         let request = v1::OpenLeaseRequest::from(wish);
-        script(self.leases.clone().open(request).await?.into_inner().lease)?;
+        script(self.leases.clone().open_lease(request).await?.into_inner().lease)?;
         let (tell, ended) = watch::channel(None);
         let stop = CancellationToken::new();
         let renew = renew(self.clone(), id.clone(), every, tell);
@@ -100,7 +100,7 @@ impl Client {
     /// When the lease ended, there is none, or the agent can't be reached.
     pub async fn renew_lease(&self, id: &ScriptId) -> Result<Snapshot, ClientError> {
         let request = v1::RenewLeaseRequest { lease_id: id.to_string() };
-        script(self.leases.clone().renew(request).await?.into_inner().lease)
+        script(self.leases.clone().renew_lease(request).await?.into_inner().lease)
     }
 
     /// Ends a lease. It may still be ending when this returns: [`Client::watch`] follows it to its end.
@@ -119,7 +119,7 @@ impl Client {
         };
         let lease_id = id.to_string();
         let request = v1::CloseLeaseRequest { lease_id, on_end: on_end.into(), reason };
-        script(self.leases.clone().close(request).await?.into_inner().lease)
+        script(self.leases.clone().close_lease(request).await?.into_inner().lease)
     }
 
     /// The leases that have not ended, in order of arrival.
@@ -127,7 +127,8 @@ impl Client {
     /// # Errors
     /// When the agent can't be reached.
     pub async fn leases(&self) -> Result<Vec<Snapshot>, ClientError> {
-        let leases = self.leases.clone().list(v1::ListLeasesRequest {}).await?.into_inner().leases;
+        let leases =
+            self.leases.clone().list_leases(v1::ListLeasesRequest {}).await?.into_inner().leases;
         leases.into_iter().map(|lease| Ok(Snapshot::try_from(lease)?)).collect()
     }
 }

@@ -38,7 +38,7 @@ fn parse_on_end(on_end: i32) -> Result<OnLeaseEnd, Status> {
 
 #[tonic::async_trait]
 impl v1::leases_server::Leases for Service {
-    async fn open(
+    async fn open_lease(
         &self,
         request: Request<v1::OpenLeaseRequest>,
     ) -> Result<Response<v1::OpenLeaseResponse>, Status> {
@@ -50,7 +50,7 @@ impl v1::leases_server::Leases for Service {
         Ok(Response::new(v1::OpenLeaseResponse { lease: Some(lease.into()) }))
     }
 
-    async fn renew(
+    async fn renew_lease(
         &self,
         request: Request<v1::RenewLeaseRequest>,
     ) -> Result<Response<v1::RenewLeaseResponse>, Status> {
@@ -59,7 +59,7 @@ impl v1::leases_server::Leases for Service {
         Ok(Response::new(v1::RenewLeaseResponse { lease: Some(lease.into()) }))
     }
 
-    async fn close(
+    async fn close_lease(
         &self,
         request: Request<v1::CloseLeaseRequest>,
     ) -> Result<Response<v1::CloseLeaseResponse>, Status> {
@@ -74,7 +74,7 @@ impl v1::leases_server::Leases for Service {
         Ok(Response::new(v1::CloseLeaseResponse { lease: Some(lease.into()) }))
     }
 
-    async fn list(
+    async fn list_leases(
         &self,
         _: Request<v1::ListLeasesRequest>,
     ) -> Result<Response<v1::ListLeasesResponse>, Status> {

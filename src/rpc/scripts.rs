@@ -61,7 +61,10 @@ fn parse_spec(spec: Option<v1::ScriptSpec>) -> Result<Spec, Status> {
     let spec = spec.ok_or_else(|| status::field("spec", "is missing"))?;
     let spec = Spec::try_from(spec).map_err(|error| status::spec(&error))?;
     if matches!(spec.what, What::Lease(_)) {
-        return Err(status::field("lease_terms", "is not for scripts; Leases.Open opens a lease"));
+        return Err(status::field(
+            "lease_terms",
+            "is not for scripts; Leases.OpenLease opens a lease",
+        ));
     }
     Ok(spec)
 }
