@@ -187,15 +187,16 @@ impl Table {
         Some(Arc::clone(&living.spec))
     }
 
-    /// Whether somebody before a script still counts as running who must have ended for it to run.
+    /// Whether it is not known yet of somebody before a script that runs how that ended, or that it was put
+    /// back into the queue: one of those must have come to pass for it to run.
     pub(super) fn is_someone_in_the_way(&self, id: &ScriptId) -> bool {
         let lines = self.queue.lines(id);
         let blocking = lines.iter().filter(|line| !line.admitted);
         let mut before = blocking.flat_map(|line| line.before.iter());
         before.any(|(id, _)| {
-            self.living.get(*id).is_some_and(|living| {
-                let stands = matches!(living.phase, Phase::Running | Phase::Stopping);
-                stands && living.started_at.is_some()
+            self.living.get(*id).is_some_and(|living| match living.phase {
+                Phase::Waiting | Phase::Running | Phase::Stopping => true,
+                Phase::Queued | Phase::Done(_) => false,
             })
         })
     }
