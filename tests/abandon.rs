@@ -119,6 +119,10 @@ async fn so_it_is_when_its_supervisor_was_killed_too() {
     let plain = world.mutexes().join("machine/os.lock");
     let flock = |plain: &Path| run("flock", &[Path::new("-n"), plain, Path::new("true")]);
     assert!(!flock(&plain));
+    // The agent's next one stands in the line first.
+    let mut line = Run::of(world.baton().args(["mutex", "status", "machine", "--json", "--watch"]));
+    while !line.line().contains("\"next\"") {}
+    drop(line);
     let outside = Run::waiter(&world, "machine", "outside");
     let cancel = ["cancel", "stuck", "--abandon", "--reason", "the disk is gone", "--wait"];
     let (_, _, error) = finish(world.baton_at("a").args(cancel));
@@ -131,7 +135,8 @@ async fn so_it_is_when_its_supervisor_was_killed_too() {
     let next = Started { client: again.client.clone(), id: next.id };
     assert!(exited(&next.outcome().await, 0));
     let (_, _, error) = finish(world.baton_at("a").args(["logs", "next"]));
-    assert!(error.contains("abandoned by script stuck") && error.contains("the disk is gone"));
+    let is_told = error.contains("abandoned by script stuck") && error.contains("the disk is gone");
+    assert!(is_told, "{error}");
     assert_eq!(outside.end(), 0);
     assert_eq!(lines(&log), ["next", "outside"]);
     // Nobody passes by a lock: it is free, and who takes it excludes as before.
