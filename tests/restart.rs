@@ -46,7 +46,7 @@ async fn whenever_the_agent_is_killed_nothing_is_lost_and_nothing_runs_twice() {
         .map(|seconds: usize| Instant::now() + Duration::from_secs(seconds.try_into().unwrap()));
     let world = World::new();
     let log = world.path("log");
-    let (mut accepted, mut dead): (Vec<Spec>, Vec<TestAgent>) = Default::default();
+    let (mut accepted, mut dead): (Vec<Spec>, Option<TestAgent>) = Default::default();
     let mut random = 0x9E37_79B9_7F4A_7C15_u64 ^ u64::from(std::process::id());
     let mut unsupervised = BTreeSet::new();
     for life in 0.. {
@@ -81,8 +81,11 @@ async fn whenever_the_agent_is_killed_nothing_is_lost_and_nothing_runs_twice() {
         while let Some(spec) = support::soon("the senders", told.recv()).await {
             accepted.push(spec);
         }
-        // Its scripts are ended when it is dropped: not before all lives are over.
-        dead.push(agent);
+        // Its scripts are ended when it is dropped: not before all lives are over, and once for all.
+        match dead {
+            None => dead = Some(agent),
+            Some(_) => std::mem::forget(agent),
+        }
     }
     assert!(accepted.len() > kills, "only {} were accepted", accepted.len());
 
