@@ -427,7 +427,7 @@ async fn a_secret_reaches_the_script_and_no_page_or_log() {
     let text = "[[variables]]\nname = \"Password\"\nvalue_env = \"SECRET\"\nsensitive = true\n"
         .to_owned()
         + &steps(&[
-            "name = \"only\"\nrun = 'echo \"length ${#VAR_PASSWORD}, it is $VAR_PASSWORD\"'",
+            "name = \"only\"\nrun = 'echo \"length ${#VAR_PASSWORD}, it is $VAR_PASSWORD\"; baton progress 40 \"with $VAR_PASSWORD\"'",
         ]);
     let project = site.project("shop", &text);
     let page = site.home.path("report.html");

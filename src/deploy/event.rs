@@ -83,7 +83,7 @@ pub enum What {
         step: String,
         /// Where it was written.
         stream: Stream,
-        /// The line without its end; what is not UTF-8 is replaced, secrets are masked.
+        /// The line without its end; what is not UTF-8 is replaced. The agent has overwritten secrets.
         line: String,
     },
     /// Somebody has to let it go on.

@@ -29,6 +29,13 @@ impl Mask {
         Self { secrets: secrets.collect() }
     }
 
+    /// A text as it may be shown.
+    pub(super) fn shown(&self, text: &str) -> String {
+        let mut shown = text.as_bytes().to_vec();
+        self.overwrite(text.as_bytes(), &mut shown);
+        String::from_utf8_lossy(&shown).into_owned()
+    }
+
     /// Overwrites, where it is shown, what is in a text as a whole.
     fn overwrite(&self, text: &[u8], shown: &mut [u8]) {
         let mut found = Vec::new();

@@ -3,6 +3,7 @@
 //! 1. The script is never held up: its pipe for progress is read as it comes, and what is too much is
 //!    remarked.
 //! 2. The output file is read when the tree is gone, so nobody writes into it any more.
+//! 3. Secrets are overwritten in whatever is shown while it runs: output and progress.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
@@ -15,6 +16,7 @@ use jiff::Timestamp;
 use rustix::fs::OFlags;
 
 use super::job::Ending;
+use super::mask::{Mask, Masked};
 use crate::journal::Writer;
 use crate::script::Stream;
 use crate::values::file::{self, MAX_FILE_BYTES};
@@ -39,10 +41,13 @@ pub(super) struct Returns {
     line: Vec<u8>,
     pace: Pace,
     values: Values,
+    mask: Mask,
+    stdout: Masked,
+    stderr: Masked,
 }
 
 impl Returns {
-    pub(super) fn open(workspace: &Workspace, service_messages: bool) -> Self {
+    pub(super) fn open(workspace: &Workspace, service_messages: bool, mask: Mask) -> Self {
         let messages = service_messages.then(Messages::default);
         // Open for both, so that it never ends.
         let channel = OpenOptions::new()
@@ -56,7 +61,8 @@ impl Returns {
             values.remark(Place::Progress, Problem::Unreadable, "");
         }
         let (line, pace) = (Vec::new(), Pace::default());
-        Self { messages, channel: channel.ok(), line, pace, values }
+        let (stdout, stderr) = (Masked::default(), Masked::default());
+        Self { messages, channel: channel.ok(), line, pace, values, mask, stdout, stderr }
     }
 
     /// What becomes readable when the script says how far it is.
@@ -66,6 +72,14 @@ impl Returns {
 
     /// Puts output into the journal.
     pub(super) fn keep(&mut self, stream: Stream, bytes: &[u8], journal: &mut Writer) {
+        let masked = match stream {
+            Stream::Stdout => self.stdout.push(bytes, &self.mask),
+            Stream::Stderr => self.stderr.push(bytes, &self.mask),
+        };
+        self.pass(stream, &masked, journal);
+    }
+
+    fn pass(&mut self, stream: Stream, bytes: &[u8], journal: &mut Writer) {
         let Self { messages, pace, values, .. } = self;
         match messages.as_mut().filter(|_| stream == Stream::Stdout) {
             Some(messages) => messages.feed(bytes, &mut |piece| take(piece, pace, values, journal)),
@@ -76,7 +90,8 @@ impl Returns {
     /// How far the script is, when that is to be told now.
     pub(super) fn progress(&mut self, now: Instant) -> Option<Progress> {
         self.read_channel();
-        self.pace.due(now)
+        let Progress { percent, message } = self.pace.due(now)?;
+        Some(Progress { percent, message: self.mask.shown(&message) })
     }
 
     /// When [`Returns::progress`] has something.
@@ -86,6 +101,11 @@ impl Returns {
 
     /// All that was given back, when the tree is gone.
     pub(super) fn finish(mut self, workspace: &Workspace, journal: &mut Writer) -> Values {
+        for (stream, rest) in
+            [(Stream::Stdout, self.stdout.rest()), (Stream::Stderr, self.stderr.rest())]
+        {
+            self.pass(stream, &rest, journal);
+        }
         let Self { messages, pace, values, .. } = &mut self;
         if let Some(messages) = messages {
             messages.finish(&mut |piece| take(piece, pace, values, journal));
@@ -101,7 +121,11 @@ impl Returns {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(_) => self.values.remark(Place::File(0), Problem::Unreadable, ""),
         }
-        self.values.progress = self.pace.last();
+        let last = self.pace.last();
+        self.values.progress = last.map(|Progress { percent, message }| Progress {
+            percent,
+            message: self.mask.shown(&message),
+        });
         self.values
     }
 

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::course::{Course, Event, Step};
 use super::grip::Grip;
 use super::job::Report;
-use super::mask::{Mask, Masked};
+use super::mask::Mask;
 use super::returns::Returns;
 use super::tree::{self, Pipes, StartError, Tree};
 use super::{Signals, SuperviseError, Supervision};
@@ -34,13 +34,13 @@ impl Supervision {
     /// Runs the script and ends its tree. Says how it ended, and when it started if it did.
     pub(super) fn run(&mut self, grip: &mut Grip) -> (Outcome, Option<Timestamp>) {
         // Before the start: the script may say at once how far it is.
-        let returns = Returns::open(&self.workspace, self.job.service_messages);
+        let secrets = self.job.sensitive.iter().filter_map(|name| self.job.environment.get(name));
+        let mask = Mask::new(secrets.map(String::as_str));
+        let returns = Returns::open(&self.workspace, self.job.service_messages, mask);
         match self.start(grip) {
             Ok((mut tree, pipes)) => {
                 let started_at = Timestamp::now();
-                let values = self.job.sensitive.iter().filter_map(|n| self.job.environment.get(n));
-                let mask = Mask::new(values.map(String::as_str));
-                (self.follow(&mut tree, Outputs::new(pipes, returns, mask)), Some(started_at))
+                (self.follow(&mut tree, Outputs::new(pipes, returns)), Some(started_at))
             }
             Err(error) => (OutcomeKind::from(error).into(), None),
         }
@@ -196,27 +196,18 @@ impl Supervision {
 /// The script's two outputs, on their way into the journal, and what it gives back beside.
 struct Outputs {
     returns: Returns,
-    open: Vec<Output>,
+    open: Vec<(Stream, PipeReader)>,
     buffer: Vec<u8>,
-    mask: Mask,
-}
-
-/// One of them.
-struct Output {
-    stream: Stream,
-    pipe: PipeReader,
-    masked: Masked,
 }
 
 impl Outputs {
-    fn new(pipes: Pipes, returns: Returns, mask: Mask) -> Self {
-        let output = |stream, pipe| Output { stream, pipe, masked: Masked::default() };
-        let open = vec![output(Stream::Stdout, pipes.stdout), output(Stream::Stderr, pipes.stderr)];
-        Self { returns, open, buffer: vec![0; READ_BYTES], mask }
+    fn new(pipes: Pipes, returns: Returns) -> Self {
+        let open = vec![(Stream::Stdout, pipes.stdout), (Stream::Stderr, pipes.stderr)];
+        Self { returns, open, buffer: vec![0; READ_BYTES] }
     }
 
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        let pipes = self.open.iter().map(|output| output.pipe.as_fd());
+        let pipes = self.open.iter().map(|(_, pipe)| pipe.as_fd());
         pipes.chain(self.returns.descriptor()).collect()
     }
 
@@ -226,29 +217,22 @@ impl Outputs {
 
     /// Reads once from each output that has something; forgets those that are closed.
     fn read(&mut self, journal: &mut Writer) {
-        let Self { returns, open, buffer, mask } = self;
-        open.retain_mut(|output| {
-            let Output { stream, pipe, masked } = output;
-            let keep = |bytes: &[u8]| returns.keep(*stream, &masked.push(bytes, mask), journal);
-            let copied = copy(pipe, buffer, keep);
-            if copied == Copied::Closed {
-                returns.keep(*stream, &masked.rest(), journal);
-            }
-            copied != Copied::Closed
+        let Self { returns, open, buffer } = self;
+        open.retain_mut(|(stream, pipe)| {
+            copy(pipe, buffer, |bytes| returns.keep(*stream, bytes, journal)) != Copied::Closed
         });
     }
 
     /// Reads what is left, without waiting.
     fn read_last(&mut self, journal: &mut Writer) {
-        let Self { returns, open, buffer, mask } = self;
-        for Output { stream, pipe, masked } in open {
+        let Self { returns, open, buffer } = self;
+        for (stream, pipe) in open {
             for _ in 0..LAST_READS {
-                let keep = |bytes: &[u8]| returns.keep(*stream, &masked.push(bytes, mask), journal);
-                if copy(pipe, buffer, keep) != Copied::Some {
+                let copied = copy(pipe, buffer, |bytes| returns.keep(*stream, bytes, journal));
+                if copied != Copied::Some {
                     break;
                 }
             }
-            returns.keep(*stream, &masked.rest(), journal);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::tz::TimeZone;
 
 use super::leases::{NoLease, Opening};
-use super::lines::{Lines, Secrets};
+use super::lines::Lines;
 use super::{Busy, Course};
 use crate::client::{Client, ClientError, Following, Heard, Lease, LeaseWish};
 use crate::deploy::event::{JobResult, State, What};
@@ -158,7 +158,6 @@ impl Task {
         id: &ScriptId,
         number: u32,
     ) -> Result<Option<Snapshot>, ClientError> {
-        let secrets = Secrets::new(self.secrets());
         let mut lines: BTreeMap<bool, Lines> = BTreeMap::new();
         let (mut last, mut told, mut is_asked) = (None, None, false);
         loop {
@@ -177,12 +176,12 @@ impl Task {
                         is_asked = true;
                         self.cancel(id, IS_BUSY);
                     }
-                    self.tell_change(number, &script, &mut told, &secrets).await;
+                    self.tell_change(number, &script, &mut told).await;
                     last = Some(*script);
                 }
                 Some(Heard::Output { stream, data, .. }) => {
                     let whole = lines.entry(stream == Stream::Stderr).or_default();
-                    for line in whole.push(&data, &secrets) {
+                    for line in whole.push(&data) {
                         self.tell_line(stream, line).await;
                     }
                 }
@@ -197,17 +196,12 @@ impl Task {
             }
         }
         for (is_error, mut rest) in lines {
-            if let Some(line) = rest.rest(&secrets) {
+            if let Some(line) = rest.rest() {
                 let stream = if is_error { Stream::Stderr } else { Stream::Stdout };
                 self.tell_line(stream, line).await;
             }
         }
         Ok(last)
-    }
-
-    fn secrets(&self) -> impl Iterator<Item = &str> {
-        let values = self.job.environment.values().chain(&self.job.arguments);
-        values.filter(|value| value.is_sensitive()).map(super::super::value::Value::expose)
     }
 
     async fn tell_line(&self, stream: Stream, line: String) {
@@ -216,17 +210,8 @@ impl Task {
     }
 
     /// Tells how the script stands, when that is something else than before.
-    async fn tell_change(
-        &self,
-        number: u32,
-        script: &Snapshot,
-        told: &mut Option<State>,
-        secrets: &Secrets,
-    ) {
-        let Some(mut state) = state_of(script) else { return };
-        if let State::Progress { text, .. } = &mut state {
-            *text = secrets.masked(text);
-        }
+    async fn tell_change(&self, number: u32, script: &Snapshot, told: &mut Option<State>) {
+        let Some(state) = state_of(script) else { return };
         if told.as_ref() != Some(&state) {
             self.tell(number, state.clone()).await;
             *told = Some(state);
