@@ -9,7 +9,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, mpsc};
 
 use baton::client::{Client, FileError, Moved, Tell, Told, connect};
 use baton::transfer::{Digest, Kind, Place};
@@ -18,6 +18,7 @@ use baton::wire::v1;
 use futures_util::stream;
 use serde_json::Value;
 use support::disk::Small;
+use support::standstill::Standstill;
 use support::{DEADLINE, TestAgent, World, finish, reason, soon};
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -186,42 +187,18 @@ async fn the_same_content_is_not_sent_twice() {
     assert_eq!((&again["received_bytes"], &again["unchanged"]), (&0.into(), &true.into()));
 }
 
-/// A transfer that stands still at a quarter of its way.
-struct Standstill {
-    arrived: mpsc::Receiver<()>,
-    go_on: mpsc::Sender<()>,
-    interrupted: Arc<AtomicBool>,
-}
-
-impl Standstill {
-    fn new() -> (Self, Tell) {
-        let (arrive, arrived) = mpsc::channel();
-        let (go_on, may_go_on) = mpsc::channel();
-        let (may_go_on, stood) = (Mutex::new(may_go_on), AtomicBool::new(false));
-        let interrupted = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&interrupted);
-        let tell: Tell = Arc::new(move |news| match news {
-            Told::Moved { bytes, size } => {
-                if bytes >= size / 4 && !stood.swap(true, Ordering::Relaxed) {
-                    arrive.send(()).unwrap();
-                    may_go_on.lock().unwrap().recv_timeout(DEADLINE).unwrap();
-                }
-            }
-            Told::Interrupted(_) => told.store(true, Ordering::Relaxed),
-        });
-        (Self { arrived, go_on, interrupted }, tell)
-    }
-
-    /// Kills the agent there, and starts it again.
-    async fn kill(self, world: &World, agent: &mut TestAgent, not_yet: &Path) -> TestAgent {
-        let arrived = self.arrived;
-        let wait = tokio::task::spawn_blocking(move || arrived.recv_timeout(DEADLINE).unwrap());
-        soon("a quarter", wait).await.unwrap();
-        agent.kill();
-        assert!(!not_yet.exists(), "it appears before it is whole");
-        self.go_on.send(()).unwrap();
-        world.agent_at("a", &["--listen", "none"]).await
-    }
+/// Kills the agent while a transfer stands still, and starts it again.
+async fn kill(
+    standstill: Standstill,
+    world: &World,
+    agent: &mut TestAgent,
+    not_yet: &Path,
+) -> TestAgent {
+    let (go_on, _) = standstill.reach().await;
+    agent.kill();
+    assert!(!not_yet.exists(), "it appears before it is whole");
+    go_on.send(()).unwrap();
+    world.agent_at("a", &["--listen", "none"]).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -236,7 +213,7 @@ async fn a_push_goes_on_by_itself_when_the_agent_is_killed_and_sends_nothing_twi
     let client = agent.client.clone();
     let pushing = tokio::spawn(async move { client.push(&file, &place("big"), tell).await });
     let there = root(&agent).join("big");
-    let _again = standstill.kill(&world, &mut agent, &there).await;
+    let _again = kill(standstill, &world, &mut agent, &there).await;
     let moved = soon("the push", pushing).await.unwrap().unwrap();
     assert!(interrupted.load(Ordering::Relaxed), "it was told");
     assert!(!moved.unchanged);
@@ -258,7 +235,7 @@ async fn a_pull_goes_on_by_itself_when_the_agent_is_killed_and_fetches_nothing_t
     let (client, back) = (agent.client.clone(), world.path("back"));
     let to = back.clone();
     let pulling = tokio::spawn(async move { client.pull(&place("big"), &to, tell).await });
-    let _again = standstill.kill(&world, &mut agent, &back).await;
+    let _again = kill(standstill, &world, &mut agent, &back).await;
     let moved = soon("the pull", pulling).await.unwrap().unwrap();
     assert!(interrupted.load(Ordering::Relaxed), "it was told");
     assert_eq!(moved.moved_bytes, u64::try_from(bytes.len()).unwrap());

@@ -5,15 +5,13 @@
 
 mod support;
 
-use std::fs::File;
-use std::io::Write as _;
 use std::time::Duration;
 
 use baton::client::Heard;
 use baton::journal::EventScanner;
 use baton::script::OutcomeKind;
 use baton::supervisor::job::Report;
-use support::disk::{ReadOnly, Small};
+use support::disk::{Ballast, ReadOnly, Small};
 use support::{Gate, Started, TestAgent, World, finish};
 
 /// How long a script is watched that must not end; three tries to launch it take three seconds.
@@ -41,14 +39,11 @@ async fn a_disk_that_is_full_for_a_while_costs_no_queued_script() {
         agent.script("exit 5").start().await,
         agent.script("exit 5").start().await,
     ];
-    let ballast = world.path("a/state/fill");
-    let mut file = File::create(&ballast).unwrap();
-    while file.write_all(&[0; 512]).is_ok() {}
-    drop(file);
+    let ballast = Ballast::fill(&world.path("a/state/fill"));
     gate.open();
     let last = tokio::time::timeout(WATCHED, queued[2].outcome()).await;
     assert!(last.is_err(), "{last:?}");
-    std::fs::remove_file(ballast).unwrap();
+    drop(ballast);
     for script in queued {
         assert_eq!(script.outcome().await.kind, OutcomeKind::Exited { code: 5 });
     }
@@ -147,13 +142,10 @@ async fn output_that_is_missing_in_the_middle_is_marked_at_its_place() {
     );
     let script = agent.script(text).id("hole").start().await;
     script.has_written(7).await;
-    let ballast = world.path("a/state/scripts/fill");
-    let mut file = File::create(&ballast).unwrap();
-    while file.write_all(&[0; 512]).is_ok() {}
-    drop(file);
+    let ballast = Ballast::fill(&world.path("a/state/scripts/fill"));
     gate.open();
     written.is_said().await;
-    std::fs::remove_file(ballast).unwrap();
+    drop(ballast);
     gate.open();
     let dropped = script.outcome().await.output_dropped_bytes;
     assert!(dropped > 0);
@@ -196,17 +188,14 @@ async fn an_agent_whose_database_takes_no_change_says_so_until_it_does() {
     let first = agent.script("true").start().await;
     first.is_waiting().await;
     let queued = agent.script("true").start().await;
-    let ballast = world.path("a/state/fill");
-    let mut file = File::create(&ballast).unwrap();
-    while file.write_all(&[0; 512]).is_ok() {}
-    drop(file);
+    let ballast = Ballast::fill(&world.path("a/state/fill"));
     let (client, id) = (queued.client.clone(), queued.id.clone());
     let cancelled = tokio::spawn(async move { client.cancel(&id, String::new()).await });
     let mut standing = agent.client.watch_agent();
     while support::soon("a problem", standing.next()).await.unwrap().store_problem.is_none() {}
     let (_, out, _) = finish(world.baton_at("a").args(["agent", "info"]));
     assert!(out.contains("the database takes no change since"), "{out}");
-    std::fs::remove_file(ballast).unwrap();
+    drop(ballast);
     while support::soon("its end", standing.next()).await.unwrap().store_problem.is_some() {}
     support::soon("the answer", cancelled).await.unwrap().unwrap();
     assert!(matches!(queued.outcome().await.kind, OutcomeKind::Cancelled { .. }));
@@ -222,16 +211,13 @@ async fn a_script_that_can_t_be_accepted_is_refused_and_the_agent_says_so_until_
         return;
     };
     let agent = world.agent_at("a", &["--listen", "none"]).await;
-    let ballast = world.path("a/state/fill");
-    let mut file = File::create(&ballast).unwrap();
-    while file.write_all(&[0; 512]).is_ok() {}
-    drop(file);
+    let ballast = Ballast::fill(&world.path("a/state/fill"));
     // More than the room that the database has taken already.
     let large = format!("# {}", "x".repeat(300_000));
     let mut standing = agent.client.watch_agent();
     assert!(agent.script(large).id("large").try_start().await.is_err());
     while support::soon("a problem", standing.next()).await.unwrap().store_problem.is_none() {}
-    std::fs::remove_file(ballast).unwrap();
+    drop(ballast);
     // Nobody else wishes for a change.
     while support::soon("its end", standing.next()).await.unwrap().store_problem.is_some() {}
     let script = agent.script("exit 5").id("large").start().await;

@@ -9,11 +9,11 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use baton::client::{ClientError, SendError, Sent, Tell, Told, connect};
+use baton::client::{ClientError, SendError, Sent, Tell, connect};
 use baton::packages::manifest::{Chunk, Entry, EntryKind};
 use baton::packages::{Manifest, Package};
 use baton::transfer::Digest;
@@ -21,7 +21,8 @@ use baton::wire::v1;
 use futures_util::stream;
 use serde_json::Value;
 use support::disk::Small;
-use support::{DEADLINE, TestAgent, World, exited, finish, reason, soon};
+use support::standstill::Standstill;
+use support::{TestAgent, World, exited, finish, reason, soon};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use v1::packages_client::PackagesClient;
@@ -260,40 +261,6 @@ async fn of_a_large_file_only_what_changed_is_sent() {
     assert_eq!(finish(&mut command).0, 0);
     eprintln!("installed in {:.2?}", began.elapsed());
     assert!(std::fs::read(world.path("opt/big/2/big")).unwrap() == bytes);
-}
-
-/// A transfer that stands still at a quarter of its way.
-struct Standstill {
-    arrived: mpsc::Receiver<()>,
-    go_on: mpsc::Sender<()>,
-    interrupted: Arc<AtomicBool>,
-}
-
-impl Standstill {
-    fn new() -> (Self, Tell) {
-        let (arrive, arrived) = mpsc::channel();
-        let (go_on, may_go_on) = mpsc::channel();
-        let (may_go_on, stood) = (Mutex::new(may_go_on), AtomicBool::new(false));
-        let interrupted = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&interrupted);
-        let tell: Tell = Arc::new(move |news| match news {
-            Told::Moved { bytes, size } => {
-                if bytes >= size / 4 && !stood.swap(true, Ordering::Relaxed) {
-                    arrive.send(()).unwrap();
-                    may_go_on.lock().unwrap().recv_timeout(DEADLINE).unwrap();
-                }
-            }
-            Told::Interrupted(_) => told.store(true, Ordering::Relaxed),
-        });
-        (Self { arrived, go_on, interrupted }, tell)
-    }
-
-    async fn reach(self) -> (mpsc::Sender<()>, Arc<AtomicBool>) {
-        let Self { arrived, go_on, interrupted } = self;
-        let wait = tokio::task::spawn_blocking(move || arrived.recv_timeout(DEADLINE).unwrap());
-        soon("a quarter", wait).await.unwrap();
-        (go_on, interrupted)
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

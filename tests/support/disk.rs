@@ -1,5 +1,7 @@
 //! Small and read-only file systems of a test. Mounting one needs root.
 
+use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -20,6 +22,23 @@ impl Small {
 impl Drop for Small {
     fn drop(&mut self) {
         unmount(&self.0);
+    }
+}
+
+/// A file that leaves no room on its disk, until this is dropped.
+pub struct Ballast(PathBuf);
+
+impl Ballast {
+    pub fn fill(path: &Path) -> Self {
+        let mut file = File::create(path).unwrap();
+        while file.write_all(&[0; 512]).is_ok() {}
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Ballast {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).unwrap_or_default();
     }
 }
 

@@ -12,6 +12,7 @@ pub mod line;
 
 pub mod run;
 pub mod site;
+pub mod standstill;
 pub mod talker;
 
 use std::fs::{File, OpenOptions};
