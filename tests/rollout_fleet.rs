@@ -7,12 +7,12 @@ mod support;
 
 use std::process::Command;
 
-use baton::script::Phase;
+use baton::script::{OutcomeKind, Phase};
 use baton::trust::Identity;
 use support::cable::Cable;
 use support::etcd::Etcd;
 use support::run::Run;
-use support::site::trusting;
+use support::site::{Site, trusting};
 use support::{World, soon, write};
 
 /// A command of an orchestrating machine in one of the networks.
@@ -86,4 +86,27 @@ async fn orchestrators_on_two_machines_take_turns() {
     let runs: Vec<_> = known.iter().map(|script| script.labels["run"].as_str()).collect();
     assert_eq!(runs, ["one", "two"]);
     assert!(known[0].ended_at <= Some(known[1].queued_at), "{known:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_loses_its_turn_cancels_what_runs_and_starts_nothing_more() {
+    let site = Site::new(1).await;
+    let Some(mut etcd) = Etcd::start(&site.home) else { return };
+    let gate = site.home.gate();
+    let text = format!(
+        "[coordination]\netcd = [{:?}]\n[[steps]]\nname = \"only\"\nrun = '''\n{}\n'''\n\
+         [[steps]]\nname = \"tidy\"\ncondition = \"always\"\nrun = 'true'\n",
+        etcd.url(),
+        gate.wait()
+    );
+    let project = site.project("shop", &text);
+    let mut deploy = Run::of(&mut site.deploy(&project));
+    while !deploy.line().contains("only: running") {}
+    etcd.kill();
+    while !deploy.line().contains("ends: the turn is lost: etcd did not confirm it") {}
+    assert_eq!(deploy.end(), 1);
+    let history = site.machines[0].history().await;
+    let Phase::Done(outcome) = &history[0].phase else { unreachable!("{history:?}") };
+    assert!(matches!(outcome.kind, OutcomeKind::Cancelled { .. }), "{outcome:?}");
+    assert_eq!(history.len(), 1, "nothing started behind it");
 }
