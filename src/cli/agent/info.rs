@@ -1,0 +1,57 @@
+//! `baton agent info`: what a running agent is.
+
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::drain;
+use crate::cli::failure::Failure;
+use crate::cli::reach::Reach;
+use crate::cli::screen::{write_json, write_out};
+use crate::config::Directories;
+
+/// Shows it.
+pub(super) async fn agent_info(
+    reach: Reach,
+    folders: Directories,
+    json: bool,
+) -> Result<ExitCode, Failure> {
+    let info = reach.client(&folders).await?.info().await?;
+    let status = info.status.unwrap_or_default();
+    if json {
+        write_json(&json!({
+            "version": info.version,
+            "name": info.name,
+            "hostname": info.hostname,
+            "os": info.os,
+            "architecture": info.architecture,
+            "mutex_directory": info.mutex_directory,
+            "queued": status.queued,
+            "waiting": status.waiting,
+            "running": status.running,
+            "draining": drain::status_json(&status)["draining"],
+            "store_problem": drain::status_json(&status)["store_problem"],
+        }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let line = |text: String| format!("{text}\n");
+    let drains = drain::draining(&status).map(line).unwrap_or_default();
+    let problem = drain::store_problem(&status).map(line).unwrap_or_default();
+    let text = format!(
+        "{name}: baton {version} on {hostname} ({os}, {architecture})\n\
+         scripts: {running} running, {waiting} waiting, {queued} queued\n\
+         mutexes: {mutexes}\n\
+         {drains}{problem}",
+        name = info.name,
+        version = info.version,
+        hostname = info.hostname,
+        os = info.os,
+        architecture = info.architecture,
+        running = status.running,
+        waiting = status.waiting,
+        queued = status.queued,
+        mutexes = info.mutex_directory,
+    );
+    write_out(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,181 @@
+//! `baton agent run`: serves until a signal.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+use super::AGENT;
+use crate::agent::{Agent, AgentError, Settings};
+use crate::cli::failure::{Failure, code};
+use crate::config::{Config, Directories, Overrides};
+use crate::filewatch::FileWatcher;
+use crate::rpc::{self, Listeners, listen};
+use crate::trust::tls::server_config;
+use crate::trust::{Identity, PeerBook};
+
+/// Serve until Ctrl-C or SIGTERM; running scripts go on without the agent
+///
+/// The log goes to standard error; BATON_LOG says how much of it (for example debug, or
+/// baton=trace).
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// Where to listen for peers: ADDRESS:PORT, or none. Default: 0.0.0.0:10950
+    #[arg(long, env = "BATON_LISTEN", value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// What the agent calls itself. Default: the host's name
+    #[arg(long, env = "BATON_NAME", value_name = "NAME")]
+    name: Option<String>,
+    /// The form of the log
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Serves.
+pub(super) fn agent_run(args: RunArgs, folders: Directories) -> Result<ExitCode, Failure> {
+    log_to_stderr(args.log_format);
+    crate::cli::asynchronous(run(args, folders))
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = || EnvFilter::try_from_env("BATON_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter())
+        .with_ansi(crate::cli::failure::has_colours())
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+}
+
+async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode, Failure> {
+    // Each script takes a few; the usual limit of 1024 would be that of the queue.
+    let open_files = crate::process::raise_open_files();
+    let overrides = Overrides { listen: args.listen, name: args.name };
+    let config = Config::load(&folders.config, overrides)?;
+    let stop = CancellationToken::new();
+    stop_on_signals(stop.clone())?;
+    // Before the state is opened: a port in use is the commonest mistake.
+    let tasks = TaskTracker::new();
+    let mut listeners = Listeners::default();
+    if let Some(address) = config.listen {
+        listeners.tcp = Some(listen_tcp(address, &folders, &tasks, &stop).await?);
+    }
+    // What comes back after a restart may wait for the disk.
+    let open = Agent::open(settings(&folders, &config, open_files)?);
+    let Some(agent) = stop.run_until_cancelled(open).await else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let agent = agent?;
+    let socket = folders.socket()?;
+    listeners.unix = Some(listen::bind_unix(&socket).map_err(|error| {
+        let failure =
+            Failure::new(code::INTERNAL, anyhow::Error::new(error).context(socket_text(&socket)));
+        failure.hint("an agent may run already; BATON_RUNTIME_DIR gives another one its own socket")
+    })?);
+    announce(&listeners, &folders)?;
+    info!(name = config.name, socket = %socket.display(), "the agent serves");
+    let served = rpc::serve(agent.clone(), config.name, listeners, stop.clone()).await;
+    info!("the agent stops; scripts go on");
+    agent.close().await;
+    stop.cancel();
+    for path in [socket, folders.address_file()] {
+        // Best effort: a stale socket is replaced by the next agent.
+        std::fs::remove_file(path).unwrap_or_default();
+    }
+    served.map_err(|error| Failure::new(code::INTERNAL, error))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn socket_text(socket: &Path) -> String {
+    format!("socket {}", socket.display())
+}
+
+fn settings(
+    folders: &Directories,
+    config: &Config,
+    open_files: Option<u64>,
+) -> Result<Settings, Failure> {
+    Ok(Settings {
+        state: folders.state.clone(),
+        mutexes: folders.mutex.clone(),
+        program: std::env::current_exe()?,
+        queue_length: config.queue_length,
+        max_output_bytes: config.max_output_bytes,
+        min_free_bytes: config.min_free_bytes,
+        grace: config.grace,
+        files: config.files.clone(),
+        reboot_command: config.reboot_command.clone(),
+        retention: Some(config.retention.clone()),
+        open_files,
+        tied: false,
+    })
+}
+
+async fn listen_tcp(
+    address: SocketAddr,
+    folders: &Directories,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<(TcpListener, Arc<rustls::ServerConfig>, PeerBook), Failure> {
+    let identity = Identity::load_or_create(&folders.config, AGENT)?;
+    let watcher = FileWatcher::start(tasks, stop.clone())?;
+    let peers = PeerBook::follow(folders.config.clone(), &watcher, tasks, stop.clone())?;
+    let tls = server_config(&identity, peers.clone())?;
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        let text = format!("listening on {address}");
+        let failure = Failure::new(code::INTERNAL, anyhow::Error::new(error).context(text));
+        failure.hint("--listen takes another address; `--listen none` serves this machine only")
+    })?;
+    info!(address = %listener.local_addr()?, fingerprint = %identity.fingerprint(), "listening");
+    Ok((listener, Arc::new(tls), peers))
+}
+
+/// Writes the address where the agent listens, for who starts it on port 0.
+fn announce(listeners: &Listeners, folders: &Directories) -> Result<(), Failure> {
+    if let Some((listener, ..)) = &listeners.tcp {
+        let text = format!("{}\n", listener.local_addr()?);
+        crate::durable::replace_file(&folders.address_file(), text.as_bytes(), 0o644)?;
+    }
+    Ok(())
+}
+
+fn stop_on_signals(stop: CancellationToken) -> Result<(), Failure> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    // The task ends with the agent.
+    drop(tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        stop.cancel();
+    }));
+    Ok(())
+}
+
+impl From<AgentError> for Failure {
+    fn from(error: AgentError) -> Self {
+        let in_use = matches!(error, AgentError::StateInUse { .. });
+        let failure = Self::new(code::INTERNAL, error);
+        if in_use {
+            return failure.hint("BATON_STATE_DIR gives another agent its own state");
+        }
+        failure
+    }
+}
