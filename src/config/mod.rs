@@ -7,6 +7,7 @@ pub mod client;
 pub mod directories;
 pub mod files;
 pub mod retention;
+pub mod upgrade;
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -18,6 +19,8 @@ use serde::Deserialize;
 pub use directories::Directories;
 pub use retention::Retention;
 use retention::RetentionTable;
+pub use upgrade::Upgrade;
+use upgrade::UpgradeTable;
 
 /// The TCP port of an agent.
 pub const DEFAULT_PORT: u16 = 10950;
@@ -35,7 +38,9 @@ pub const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 /// The most words of a command: whoever needs more writes a script.
 const MAX_COMMAND_WORDS: usize = 64;
 /// The longest grace: 1 day.
-pub const MAX_GRACE: Duration = Duration::from_hours(24);
+pub const MAX_GRACE: Duration = MAX_TIME;
+/// The longest of the times that end by themselves.
+const MAX_TIME: Duration = Duration::from_hours(24);
 
 /// What `baton agent init` writes. Every key is there, as a comment, with its default.
 pub const TEMPLATE: &str = include_str!("agent.toml");
@@ -61,6 +66,10 @@ pub struct Config {
     pub reboot_command: Vec<String>,
     /// What is kept of scripts that are done.
     pub retention: Retention,
+    /// How long an agent that is told to stop waits for what runs, while it starts nothing.
+    pub stop_wait: Duration,
+    /// Whose new versions of the agent are taken, and how long one may take to come up.
+    pub upgrade: Upgrade,
 }
 
 /// Why there is no configuration.
@@ -118,6 +127,9 @@ struct ConfigFile {
     #[serde(default)]
     files: files::FilesTable,
     retention: Option<RetentionTable>,
+    stop_wait: Option<String>,
+    #[serde(default)]
+    upgrade: UpgradeTable,
 }
 
 /// What flags and environment set.
@@ -146,13 +158,7 @@ impl Config {
             return Err(wrong("name", &name, &"must not be empty"));
         }
         crate::script::check_text(&name, 255).map_err(|e| wrong("name", &name, &e))?;
-        let grace = file.grace.as_deref().map_or(Ok(DEFAULT_GRACE), |text| {
-            let grace = humantime::parse_duration(text).map_err(|e| wrong("grace", &text, &e))?;
-            if grace > MAX_GRACE {
-                return Err(wrong("grace", &text, &"must be at most 1 day"));
-            }
-            Ok(grace)
-        })?;
+        let grace = time("grace", file.grace.as_deref(), DEFAULT_GRACE)?;
         Ok(Self {
             name,
             listen: listen.as_deref().map_or(Ok(Some(default_listen())), parse_listen)?,
@@ -172,6 +178,8 @@ impl Config {
             files: file.files.resolve()?,
             reboot_command: check_command(file.reboot_command)?,
             retention: Retention::resolve(file.retention.unwrap_or_default())?,
+            stop_wait: time("stop_wait", file.stop_wait.as_deref(), Duration::ZERO)?,
+            upgrade: file.upgrade.resolve()?,
         })
     }
 }
@@ -179,6 +187,16 @@ impl Config {
 fn bytes(key: &'static str, number: Option<i64>, default: u64) -> Result<u64, ConfigError> {
     number.map_or(Ok(default), |number| {
         u64::try_from(number).map_err(|_| wrong(key, &number, &"must not be negative"))
+    })
+}
+
+fn time(key: &'static str, text: Option<&str>, default: Duration) -> Result<Duration, ConfigError> {
+    text.map_or(Ok(default), |text| {
+        let time = humantime::parse_duration(text).map_err(|e| wrong(key, &text, &e))?;
+        if time > MAX_TIME {
+            return Err(wrong(key, &text, &"must be at most 1 day"));
+        }
+        Ok(time)
     })
 }
 
@@ -269,6 +287,9 @@ mod tests {
             ("max_output_bytes = -1", "max_output_bytes"),
             ("grace = \"soon\"", "grace"),
             ("grace = \"2d\"", "grace"),
+            ("stop_wait = \"2d\"", "stop_wait"),
+            ("[upgrade]\nhealth_limit = \"0s\"", "upgrade.health_limit"),
+            ("[upgrade]\nkeys = [\"RWQ\"]", "upgrade.keys"),
             ("name = \" \"", "name"),
             ("reboot_command = [\"\"]", "reboot_command"),
             ("[files]\nmin_free_bytes = -1", "files.min_free_bytes"),
