@@ -180,6 +180,9 @@ impl MutexRun {
         if mutex != "mutex" || run != "run" {
             return None;
         }
+        if let Some(args) = mutex::RunArgs::plain(words) {
+            return Some(Self { folders: Folders::default(), args });
+        }
         Self::try_parse_from([program].into_iter().chain(words)).ok()
     }
 }

@@ -72,6 +72,11 @@ fn time_to_live(text: &str) -> Result<Duration, String> {
 }
 
 impl FleetArgs {
+    /// What the parser makes of no options.
+    pub(super) fn plain() -> Self {
+        Self { fleet: None, etcd: Vec::new(), etcd_ca: None, ttl: Duration::from_secs(15) }
+    }
+
     /// Flag, environment, file, in this order.
     fn resolve(&self, set: DirectoryOverrides) -> Result<(Vec<String>, Options), Failure> {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());

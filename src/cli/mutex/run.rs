@@ -54,6 +54,20 @@ pub(in crate::cli) struct RunArgs {
     words: Vec<OsString>,
 }
 
+impl RunArgs {
+    /// What the parser makes of `NAME… -- COMMAND…`; `None` when there are options, or something is
+    /// missing. To build the parser takes longer than to take a mutex.
+    pub(in crate::cli) fn plain(words: &[OsString]) -> Option<Self> {
+        let end = words.iter().position(|word| word == "--")?;
+        let is_option = |word: &OsString| word.as_encoded_bytes().starts_with(b"-");
+        if end == 0 || words[..end].iter().any(is_option) {
+            return None;
+        }
+        let (wish, fleet) = (WishArgs::plain(), FleetArgs::plain());
+        Some(Self { wish, warn_after: None, fleet, words: words.to_vec() })
+    }
+}
+
 pub(in crate::cli) fn run(args: &RunArgs, set: DirectoryOverrides) -> Result<ExitCode, Failure> {
     if let Some(name) = &args.fleet.fleet {
         return fleet::run(name, &args.fleet, &args.wish, &args.words, set);
@@ -201,6 +215,35 @@ impl From<HolderError> for Failure {
             HolderError::Mutex(error @ MutexError::Deadlock(_)) => deadlock(error, code::BUSY),
             HolderError::Mutex(error) => error.into(),
             HolderError::System(_) => Self::new(code::INTERNAL, error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Whole {
+        #[command(flatten)]
+        args: RunArgs,
+    }
+
+    fn words(text: &str) -> Vec<OsString> {
+        text.split(' ').map(OsString::from).collect()
+    }
+
+    #[test]
+    fn what_has_no_options_is_understood_without_the_parser_as_with_it() {
+        for text in ["log -- true", "a b -- sh -c -- -x", "log --", "log -- -- x", " -- x"] {
+            let parsed = Whole::try_parse_from([vec![OsString::from("run")], words(text)].concat());
+            let (plain, parsed) = (RunArgs::plain(&words(text)).unwrap(), parsed.unwrap().args);
+            assert_eq!(format!("{plain:?}"), format!("{parsed:?}"), "{text}");
+        }
+        for text in ["-s log -- true", "log -s -- true", "--help", "-- true", "log true", "-"] {
+            assert!(RunArgs::plain(&words(text)).is_none(), "{text}");
         }
     }
 }

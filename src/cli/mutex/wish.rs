@@ -44,6 +44,20 @@ pub(in crate::cli) struct WishArgs {
 }
 
 impl WishArgs {
+    /// What the parser makes of no options.
+    pub(super) fn plain() -> Self {
+        Self {
+            shared: false,
+            at_most: None,
+            timeout: None,
+            no_wait: false,
+            reason: String::new(),
+            conflict_exit_code: code::BUSY,
+            remind: Duration::from_mins(1),
+            quiet: false,
+        }
+    }
+
     /// The wish for these mutexes.
     pub(super) fn wish(&self, names: impl IntoIterator<Item = MutexName>) -> Wish {
         let mode = match self.at_most {
