@@ -38,8 +38,8 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use crate::config::Directories;
 use crate::config::directories::DirectoryOverrides;
+use crate::config::{Directories, Instance};
 use failure::Failure;
 
 const EXAMPLES: &str = "\
@@ -53,6 +53,7 @@ Examples:
   baton mutex run log -- sh -c 'date >> log'   protect a command with a named mutex
   baton flock /tmp/build.lock make             flock(1), in order of arrival
   baton deploy web.toml -e Test --dry-run      what a deployment would run where
+  baton --instance blue queue                  the same of another agent of this machine
   baton demo                                   see five projects share a machine
 
 Exit status: the script's own; else 124 run time limit, 75 queue time limit or busy,
@@ -71,8 +72,17 @@ struct Cli {
 
 /// Where baton keeps what.
 #[derive(Debug, Default, Args)]
-#[expect(clippy::struct_field_names, reason = "the names of the flags")]
 struct Folders {
+    /// Which agent of this machine, when it has several: NAME has its own configuration, state, socket and
+    /// port; the mutexes are common [env: BATON_INSTANCE]
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        hide_short_help = true,
+        help_heading = "Folders"
+    )]
+    instance: Option<String>,
     /// Folder of identity, configuration, peers and targets [env: BATON_CONFIG_DIR]
     #[arg(
         long,
@@ -148,18 +158,22 @@ enum Command {
 
 impl Folders {
     /// Those that are set, by a flag or else by the environment.
-    fn set(self) -> DirectoryOverrides {
+    fn set(self) -> Result<DirectoryOverrides, Failure> {
         // Not by clap: its usage lines would list whatever the environment sets.
         let set_by = |flag: Option<PathBuf>, variable: &str| {
             let value = std::env::var_os(variable).filter(|value| !value.is_empty());
             flag.or(value.map(PathBuf::from))
         };
-        DirectoryOverrides {
+        let environment = || std::env::var("BATON_INSTANCE").ok().filter(|name| !name.is_empty());
+        let instance = self.instance.or_else(environment);
+        let instance = instance.map(|name| Instance::parse(&name)).transpose()?.flatten();
+        Ok(DirectoryOverrides {
+            instance,
             config: set_by(self.config_dir, "BATON_CONFIG_DIR"),
             state: set_by(self.state_dir, "BATON_STATE_DIR"),
             runtime: set_by(self.runtime_dir, "BATON_RUNTIME_DIR"),
             mutex: set_by(self.mutex_dir, "BATON_MUTEX_DIR"),
-        }
+        })
     }
 }
 
@@ -194,16 +208,16 @@ pub fn main(words: &[OsString]) -> ExitCode {
 
 fn run_command(words: &[OsString]) -> Result<ExitCode, Failure> {
     if let Some(words) = flock::words_of(words) {
-        return flock::flock(words, Folders::default().set());
+        return flock::flock(words, Folders::default().set()?);
     }
     if let Some(MutexRun { folders, args }) = MutexRun::try_parse(words) {
-        return mutex::run(&args, folders.set());
+        return mutex::run(&args, folders.set()?);
     }
     dispatch(Cli::parse_from(words))
 }
 
 fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
-    let set = cli.folders.set();
+    let set = cli.folders.set()?;
     // No runtime and no other folder: it is on the way of every protected command.
     if let Command::Mutex(args) = cli.command {
         return mutex::mutex(args, set);

@@ -1,14 +1,42 @@
-//! Where baton keeps what: for root the system's folders, for others the XDG ones. Each can be set,
-//! so that several agents live side by side.
+//! Where baton keeps what: for root the system's folders, for others the XDG ones. An instance has its
+//! own, but for the mutexes, which are common to all of a user. Each can be set.
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
-use super::ConfigError;
+use super::{ConfigError, Instance};
 
 /// The longest path of a Unix socket, in bytes (`sun_path` less the final NUL).
 pub const MAX_SOCKET_PATH: usize = 107;
+
+/// The folder of root's named mutexes.
+pub const SYSTEM_MUTEXES: &str = "/run/lock/baton";
+
+/// The folders of an agent of the system, that is root's or a service's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct System {
+    /// See [`Directories::config`].
+    pub config: PathBuf,
+    /// See [`Directories::state`].
+    pub state: PathBuf,
+    /// See [`Directories::runtime`].
+    pub runtime: PathBuf,
+}
+
+impl System {
+    /// Those of an instance.
+    pub fn of(instance: Option<&Instance>) -> Self {
+        let [config, state, runtime] = match instance {
+            None => ["/etc/baton", "/var/lib/baton", "/run/baton"].map(PathBuf::from),
+            Some(name) => {
+                ["/etc/baton/instances", "/var/lib/baton-instances", "/run/baton-instances"]
+                    .map(|folder| PathBuf::from(folder).join(name.as_str()))
+            }
+        };
+        Self { config, state, runtime }
+    }
+}
 
 /// The four folders.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +55,8 @@ pub struct Directories {
 /// Folders that flags or environment set.
 #[derive(Debug, Clone, Default)]
 pub struct DirectoryOverrides {
+    /// Whose folders those are that are not set.
+    pub instance: Option<Instance>,
     /// `BATON_CONFIG_DIR`
     pub config: Option<PathBuf>,
     /// `BATON_STATE_DIR`
@@ -41,7 +71,7 @@ impl From<Directories> for DirectoryOverrides {
     fn from(all: Directories) -> Self {
         let Directories { config, state, runtime, mutex } = all;
         let [config, state, runtime, mutex] = [config, state, runtime, mutex].map(Some);
-        Self { config, state, runtime, mutex }
+        Self { instance: None, config, state, runtime, mutex }
     }
 }
 
@@ -82,35 +112,45 @@ impl Directories {
             let home = variable("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
             home.map(|home| home.join(below)).ok_or(ConfigError::NoHome(instead))
         };
+        let own = |base: PathBuf| match &set.instance {
+            Some(name) => base.join("instances").join(name.as_str()),
+            None => base,
+        };
         let folder =
-            |set: Option<PathBuf>, system: &str, name: &str, below: &str, instead| match set {
-                Some(path) => Ok(path),
-                None if root => Ok(PathBuf::from(system)),
-                None => match xdg(name) {
-                    Some(base) => Ok(base.join("baton")),
-                    None => Ok(home(below, instead)?.join("baton")),
-                },
+            |set: Option<PathBuf>, system: PathBuf, name: &str, below: &str, instead| match (
+                set, root,
+            ) {
+                (Some(path), _) => Ok(path),
+                (None, true) => Ok(system),
+                (None, false) => {
+                    let base = xdg(name).map_or_else(|| home(below, instead), Ok)?;
+                    Ok(own(base.join("baton")))
+                }
             };
-        let config =
-            folder(set.config, "/etc/baton", "XDG_CONFIG_HOME", ".config", "BATON_CONFIG_DIR")?;
-        let state = folder(
-            set.state,
-            "/var/lib/baton",
-            "XDG_STATE_HOME",
-            ".local/state",
-            "BATON_STATE_DIR",
-        )?;
-        let runtime = match set.runtime {
-            Some(path) => path,
-            None if root => PathBuf::from("/run/baton"),
+        let System { config, state, runtime } = System::of(set.instance.as_ref());
+        let config = folder(set.config, config, "XDG_CONFIG_HOME", ".config", "BATON_CONFIG_DIR")?;
+        let state_set = set.state.is_some();
+        let state = folder(set.state, state, "XDG_STATE_HOME", ".local/state", "BATON_STATE_DIR")?;
+        let run = || match xdg("XDG_RUNTIME_DIR") {
+            Some(base) => Ok(base.join("baton")),
+            None if state_set => Ok(state.join("run")),
             None => {
-                xdg("XDG_RUNTIME_DIR").map_or_else(|| state.join("run"), |base| base.join("baton"))
+                let base = xdg("XDG_STATE_HOME");
+                let base = base.map_or_else(|| home(".local/state", "BATON_STATE_DIR"), Ok)?;
+                Ok(base.join("baton/run"))
             }
         };
-        let mutex = match set.mutex {
+        // Common to all instances: each would exclude only itself.
+        let mutex = match (set.mutex, &set.runtime) {
+            (Some(path), _) => path,
+            (None, _) if root => PathBuf::from(SYSTEM_MUTEXES),
+            (None, Some(runtime)) => runtime.join("mutex"),
+            (None, None) => run()?.join("mutex"),
+        };
+        let runtime = match set.runtime {
             Some(path) => path,
-            None if root => PathBuf::from("/run/lock/baton"),
-            None => runtime.join("mutex"),
+            None if root => runtime,
+            None => own(run()?),
         };
         Ok(Self { config, state, runtime, mutex })
     }
@@ -192,6 +232,32 @@ mod tests {
         assert_eq!(paths(&found), expected);
         let found = find(DirectoryOverrides::default(), false, &[("HOME", "/h")]).unwrap();
         assert_eq!(found.mutex, Path::new("/h/.local/state/baton/run/mutex"));
+    }
+
+    #[test]
+    fn an_instance_has_folders_of_its_own_and_the_mutexes_are_common() {
+        let instance = "blue".parse().ok();
+        let set = DirectoryOverrides { instance, ..DirectoryOverrides::default() };
+        let expected = [
+            "/etc/baton/instances/blue",
+            "/var/lib/baton-instances/blue",
+            "/run/baton-instances/blue",
+            "/run/lock/baton",
+        ];
+        assert_eq!(paths(&find(set.clone(), true, &[]).unwrap()), expected);
+        let xdg = [("HOME", "/h"), ("XDG_RUNTIME_DIR", "/run/user/7")];
+        let expected = [
+            "/h/.config/baton/instances/blue",
+            "/h/.local/state/baton/instances/blue",
+            "/run/user/7/baton/instances/blue",
+            "/run/user/7/baton/mutex",
+        ];
+        assert_eq!(paths(&find(set.clone(), false, &xdg).unwrap()), expected);
+        let home = [("HOME", "/h")];
+        let (named, default) =
+            (find(set, false, &home), find(DirectoryOverrides::default(), false, &home));
+        assert_eq!(named.as_ref().unwrap().mutex, default.unwrap().mutex);
+        assert_eq!(named.unwrap().runtime, Path::new("/h/.local/state/baton/run/instances/blue"));
     }
 
     #[test]

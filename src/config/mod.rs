@@ -6,6 +6,7 @@
 pub mod client;
 pub mod directories;
 pub mod files;
+pub mod instance;
 pub mod retention;
 pub mod upgrade;
 
@@ -17,6 +18,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use directories::Directories;
+pub use instance::Instance;
 pub use retention::Retention;
 use retention::RetentionTable;
 pub use upgrade::Upgrade;
