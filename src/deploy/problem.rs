@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+pub use crate::text::did_you_mean;
+
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Problem {
@@ -82,37 +84,9 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// `did you mean …?`, when one of the known names is near to the given one.
-pub fn did_you_mean<'a>(
-    given: &str,
-    known: impl IntoIterator<Item = impl Into<&'a str>>,
-) -> Option<String> {
-    let same = |text: &str| text.to_lowercase().replace(['-', ' '], "_");
-    let given = same(given);
-    let limit = (given.chars().count() / 3).max(1);
-    let distance = |name: &str| strsim::damerau_levenshtein(&given, &same(name));
-    known
-        .into_iter()
-        .map(Into::into)
-        .map(|name| (distance(name), name))
-        .filter(|(distance, _)| *distance <= limit)
-        .min()
-        .map(|(_, name)| format!("did you mean {name:?}?"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_near_name_is_offered_and_a_far_one_is_not() {
-        let known = ["max_parallelism", "roles", "run"];
-        let offer = |given| did_you_mean(given, known);
-        assert_eq!(offer("role"), Some("did you mean \"roles\"?".to_owned()));
-        assert_eq!(offer("max-paralelism"), Some("did you mean \"max_parallelism\"?".to_owned()));
-        assert_eq!(offer("Roles"), Some("did you mean \"roles\"?".to_owned()));
-        assert_eq!(offer("isolation"), None);
-    }
 
     #[test]
     fn problems_come_in_the_order_of_lines_and_once() {
