@@ -7,7 +7,7 @@ use tonic::Code;
 
 use crate::client::embedded::EmbeddedError;
 use crate::client::{ClientError, ConnectError};
-use crate::config::ConfigError;
+use crate::config::{self, ConfigError};
 use crate::deploy::load::LoadError;
 use crate::deploy::problem::{Problem, Problems};
 use crate::deploy::target_edit::EditError;
@@ -129,11 +129,18 @@ impl From<io::Error> for Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
+        if let ConfigError::Invalid(problems) = &error {
+            let one = |problem: &config::Problem| {
+                let failure = Self::usage(problem.to_string());
+                problem.hint.iter().cloned().fold(failure, Self::hint)
+            };
+            return Self::several(code::USAGE, problems.iter().map(one).collect());
+        }
         let hint = match &error {
             ConfigError::SocketPath(_) => Some("set BATON_RUNTIME_DIR to a shorter path"),
             ConfigError::File { .. }
             | ConfigError::Text { .. }
-            | ConfigError::Value { .. }
+            | ConfigError::Invalid(_)
             | ConfigError::NoHome(_) => None,
         };
         let failure = Self::new(code::USAGE, error);

@@ -28,11 +28,12 @@ use crate::trust::{Identity, PeerBook};
 /// baton=trace).
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
-    /// Where to listen for peers: ADDRESS:PORT, or none. Default: 0.0.0.0:10950
-    #[arg(long, env = "BATON_LISTEN", value_name = "ADDRESS")]
+    // Not by clap's `env`: `baton config show` tells a flag from a variable.
+    /// Where to listen for peers: ADDRESS:PORT, or none. Default: 0.0.0.0:10950 [env: BATON_LISTEN]
+    #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
-    /// What the agent calls itself. Default: the host's name
-    #[arg(long, env = "BATON_NAME", value_name = "NAME")]
+    /// What the agent calls itself. Default: the host's name [env: BATON_NAME]
+    #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// The form of the log
     #[arg(long, value_name = "FORMAT", default_value = "text")]
