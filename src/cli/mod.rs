@@ -14,6 +14,7 @@ mod identity;
 mod lease;
 mod list;
 mod logs;
+mod man;
 mod moment;
 mod moving;
 mod mutex;
@@ -213,6 +214,9 @@ fn run_command(words: &[OsString]) -> Result<ExitCode, Failure> {
     if let Some(MutexRun { folders, args }) = MutexRun::try_parse(words) {
         return mutex::run(&args, folders.set()?);
     }
+    if let Some(args) = man::ManArgs::parse(words) {
+        return man::man(&args, Cli::command());
+    }
     dispatch(Cli::parse_from(words))
 }
 
@@ -240,6 +244,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     }
     if let Command::RebootAndResume(args) = cli.command {
         return reboot::reboot_and_resume(args);
+    }
+    // For who builds a package: there may be no home.
+    if let Command::Completion { shell } = cli.command {
+        return completion(shell);
     }
     let folders = Directories::resolve(set)?;
     match cli.command {
@@ -273,13 +281,15 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Agent(args) => agent::agent(args, folders),
         Command::Target(args) => target::target(args, &folders),
         Command::Identity(args) => identity::identity(&args, &folders),
-        Command::Completion { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "baton", &mut script);
-            screen::write_out(&script)?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Completion { shell } => completion(shell),
     }
+}
+
+fn completion(shell: clap_complete::Shell) -> Result<ExitCode, Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "baton", &mut script);
+    screen::write_out(&script)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs a command that calls an agent.
