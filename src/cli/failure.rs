@@ -141,6 +141,7 @@ impl From<ConfigError> for Failure {
             ConfigError::File { .. }
             | ConfigError::Text { .. }
             | ConfigError::Invalid(_)
+            | ConfigError::Instance { .. }
             | ConfigError::NoHome(_) => None,
         };
         let failure = Self::new(code::USAGE, error);

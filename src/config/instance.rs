@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{ConfigError, wrong};
+use super::ConfigError;
 
 /// The name that stands for the instance without one.
 pub const DEFAULT_NAME: &str = "default";
@@ -42,7 +42,7 @@ impl FromStr for Instance {
             Some(_) if name.len() > MAX_NAME_BYTES => "is longer than 32",
             Some(_) => return Ok(Self(name.to_owned())),
         };
-        Err(wrong("instance", &name, &problem))
+        Err(ConfigError::Instance { name: name.to_owned(), problem })
     }
 }
 

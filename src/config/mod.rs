@@ -111,6 +111,14 @@ pub enum ConfigError {
     /// Values are wrong, or keys are not known.
     #[error(transparent)]
     Invalid(Problems),
+    /// That is no name of an instance.
+    #[error("instance = {name:?}: {problem}")]
+    Instance {
+        /// What was given.
+        name: String,
+        /// What is wrong.
+        problem: &'static str,
+    },
     /// No directory is known for a purpose.
     #[error("no home directory: set HOME, or {0}")]
     NoHome(&'static str),
