@@ -1,4 +1,4 @@
-//! Pure: values of keys, from TOML and as TOML. What is wrong with one is said without its key and place:
+//! Values of keys, from TOML and as TOML. What is wrong with one is said without its key and place:
 //! those know who asked for it.
 
 use std::collections::BTreeMap;
