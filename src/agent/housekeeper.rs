@@ -124,13 +124,13 @@ impl Agent {
         Ok(())
     }
 
-    /// Keeps within the limits, as long as the agent lives.
-    pub(super) async fn run_housekeeper(self, limits: Retention) {
+    /// Keeps within the limits, as they are at each look, as long as the agent lives.
+    pub(super) async fn run_housekeeper(self) {
         if let Err(error) = self.empty_leftovers().await {
             warn!(error = crate::text::chain(&error), "what an earlier agent left is not removed");
         }
         loop {
-            let again = match self.keep_within(&limits).await {
+            let again = match self.keep_within(&self.config().retention).await {
                 Ok(again) => again,
                 Err(error) => {
                     error!(error = crate::text::chain(&error), "old scripts are not removed");

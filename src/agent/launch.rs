@@ -117,7 +117,7 @@ impl Agent {
     }
 
     fn job(&self, spec: &Spec, workspace: &Workspace, supervisor: u32) -> Job {
-        let settings = &self.inner.settings;
+        let (settings, config) = (&self.inner.settings, self.config());
         let mut command = match &spec.what {
             What::Program(program) => vec![program.clone()],
             What::Lease(_) => Vec::new(),
@@ -147,12 +147,12 @@ impl Agent {
             claimant,
             queue_time: queue_time_limit.map(|limit| (left(limit), limit)),
             run_time_limit: spec.run_time_limit,
-            grace: spec.grace.unwrap_or(settings.grace),
+            grace: spec.grace.unwrap_or(config.grace),
             output: journal::Limits {
                 max_bytes: spec
                     .max_output_bytes
-                    .map_or(settings.max_output_bytes, |own| own.min(settings.max_output_bytes)),
-                min_free_bytes: settings.min_free_bytes,
+                    .map_or(config.max_output_bytes, |own| own.min(config.max_output_bytes)),
+                min_free_bytes: config.min_free_bytes,
             },
             open_files: settings.open_files,
             sensitive: spec.sensitive.clone(),

@@ -26,6 +26,7 @@ mod orphans;
 pub mod queue;
 mod reboot;
 mod recover;
+mod reload;
 mod retention;
 mod scripts;
 mod status;
@@ -37,7 +38,6 @@ mod waited;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
@@ -45,8 +45,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::artifacts::ArtifactError;
-use crate::config::Retention;
-use crate::config::files::Files;
+use crate::config::{Config, ConfigError, Layers};
 use crate::filewatch::FileWatcher;
 use crate::mutex::MutexName;
 use crate::packages::Packages;
@@ -62,7 +61,7 @@ pub use follow::{Follow, Followed};
 pub use list::{ListCursor, ListFilter, ListOrder, Page};
 pub use status::{Counts, Status, StoreProblem};
 
-/// What an agent is told once, at its start.
+/// What an agent is told once, at its start, and can't be told again: what can is its configuration.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The folder of its state.
@@ -71,25 +70,19 @@ pub struct Settings {
     pub mutexes: PathBuf,
     /// The `baton` program, for supervisors and for scripts.
     pub program: PathBuf,
-    /// How many scripts may be queued or running.
-    pub queue_length: usize,
-    /// How much output is kept of a script.
-    pub max_output_bytes: u64,
-    /// How much room on the disk output leaves for others.
-    pub min_free_bytes: u64,
-    /// The grace of a script whose request gives none.
-    pub grace: Duration,
-    /// The folders that are open to clients.
-    pub files: Files,
-    /// What restarts the machine when a script asks for it: a program and its arguments; empty: an operator.
-    pub reboot_command: Vec<String>,
-    /// What is kept of scripts that are done; `None`: all.
-    pub retention: Option<Retention>,
     /// How many files a script may open (the soft limit), when the agent raised its own; `None`: as many
     /// as the agent.
     pub open_files: Option<u64>,
     /// Whether scripts end with the agent (an embedded one) or outlive it.
     pub tied: bool,
+}
+
+impl Settings {
+    /// Whether the agent restarts the machine when a script asks for it. One that ends with its command does
+    /// not: no script of it is there after that.
+    fn restarts_machine(&self, config: &Config) -> bool {
+        !self.tied && !config.reboot_command.is_empty()
+    }
 }
 
 /// Why an agent could not do what it was asked. A script's failure is an outcome, not an error.
@@ -133,6 +126,9 @@ pub enum AgentError {
     /// The queue is full.
     #[error(transparent)]
     QueueFull(#[from] QueueFull),
+    /// Its configuration can't be read again; the one that it has goes on.
+    #[error(transparent)]
+    Config(ConfigError),
     /// There is no such lease.
     #[error("lease {0} is not known")]
     LeaseNotFound(ScriptId),
@@ -212,6 +208,10 @@ pub struct Agent {
 #[derive(Debug)]
 struct Inner {
     settings: Settings,
+    /// The configuration: replaced whole, while the table is held.
+    layers: watch::Sender<Layers>,
+    /// One reads it again at a time.
+    reloading: tokio::sync::Mutex<()>,
     table: Mutex<Table>,
     store: Store,
     /// Rings when the queue or a phase changes: positions and counts may be different now.
@@ -243,7 +243,7 @@ impl Agent {
     ///
     /// # Errors
     /// When the state folder can't be used, or another agent uses it.
-    pub async fn open(settings: Settings) -> Result<Self, AgentError> {
+    pub async fn open(settings: Settings, layers: Layers) -> Result<Self, AgentError> {
         let failed = |path: &PathBuf| {
             let path = path.clone();
             move |source| AgentError::State { path, source }
@@ -253,16 +253,20 @@ impl Agent {
         let lock = lock::lock_state(&settings.state).await?;
         link_program(&settings).map_err(failed(&settings.program))?;
         let store = Store::open(&settings.state.join("agent.db"))?;
-        let queue = Queue::new(settings.queue_length, store.max_seq().await?);
-        let transfers = Arc::new(Transfers::new(&settings.state, &settings.files));
-        let packages = Arc::new(Packages::new(&settings.state, &settings.files));
-        let reboot = reboot::Reboot::load(&settings)?;
+        let config = Arc::clone(&layers.config);
+        let queue = Queue::new(config.queue_length, store.max_seq().await?);
+        let transfers = Arc::new(Transfers::new(&settings.state, &config.files));
+        let packages = Arc::new(Packages::new(&settings.state, &config.files));
+        let mut reboot = reboot::Reboot::load(&settings.state)?;
+        reboot.set_command(settings.restarts_machine(&config));
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let watcher = FileWatcher::start(&tasks, stop.clone()).map_err(failed(&settings.state))?;
         let agent = Self {
             inner: Arc::new(Inner {
                 supervisors: supervisor::Supervisors::new(&settings),
                 settings,
+                layers: watch::Sender::new(layers),
+                reloading: tokio::sync::Mutex::new(()),
                 table: Mutex::new(Table::new(queue, reboot)),
                 store,
                 changed: watch::Sender::new(()),
@@ -296,11 +300,9 @@ impl Agent {
             agent.step_back_all();
         }
         agent.spawn(agent.clone().run_launcher());
-        if !agent.inner.settings.reboot_command.is_empty() {
+        if !agent.inner.settings.tied {
             agent.spawn(agent.clone().run_rebooter());
-        }
-        if let Some(limits) = agent.inner.settings.retention.clone() {
-            agent.spawn(agent.clone().run_housekeeper(limits));
+            agent.spawn(agent.clone().run_housekeeper());
         }
         Ok(agent)
     }
@@ -321,6 +323,11 @@ impl Agent {
     /// What it was told at its start.
     pub fn settings(&self) -> &Settings {
         &self.inner.settings
+    }
+
+    /// Its configuration, as it is now.
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.inner.layers.borrow().config)
     }
 
     /// When it was started.

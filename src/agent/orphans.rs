@@ -33,7 +33,7 @@ impl Agent {
         spec: &Arc<Spec>,
         leader: Option<ProcessId>,
     ) -> Result<Vec<Straggler>, AgentError> {
-        let grace = spec.grace.unwrap_or(self.inner.settings.grace);
+        let grace = spec.grace.unwrap_or_else(|| self.config().grace);
         let forced_at = Instant::now() + grace;
         let (mut named, mut seen_nobody) = (None, 0);
         // Looked for twice: one that was about to start another may have ended meanwhile.

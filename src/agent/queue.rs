@@ -94,6 +94,11 @@ impl Queue {
         Self { capacity, entries: BTreeMap::new(), arrivals: HashMap::new(), last_arrival }
     }
 
+    /// Takes another capacity. Who is in it stays.
+    pub fn set_capacity(&mut self, capacity: usize) {
+        self.capacity = capacity;
+    }
+
     /// How many scripts are in it, running ones included.
     pub fn len(&self) -> usize {
         self.entries.len()
@@ -434,6 +439,12 @@ mod tests {
         assert_eq!(queue.reserve(id("health"), Vec::new()), Ok(9));
         queue.remove(&id("a"));
         assert_eq!(queue.reserve(id("b"), exclusive()), Ok(10));
+        queue.set_capacity(2);
+        assert_eq!(queue.reserve(id("c"), exclusive()), Ok(11));
+        // A smaller one refuses only who comes.
+        queue.set_capacity(1);
+        assert_eq!(queue.reserve(id("d"), exclusive()), Err(QueueFull { capacity: 1 }));
+        assert_eq!(queue.len(), 3);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tokio::process::Command;
 use tracing::{error, info, warn};
 
 use super::table::{Living, Table};
-use super::{Agent, AgentError, Settings, blocking};
+use super::{Agent, AgentError, blocking};
 use crate::script::{Event, Phase, Restart, ScriptId};
 use crate::snapshot::AwaitedRestart;
 
@@ -54,8 +54,8 @@ fn record_path(state: &Path) -> PathBuf {
 
 impl Reboot {
     /// As an earlier run of the agent left it.
-    pub(super) fn load(settings: &Settings) -> Result<Self, AgentError> {
-        let path = record_path(&settings.state);
+    pub(super) fn load(state: &Path) -> Result<Self, AgentError> {
+        let path = record_path(state);
         let boot_id = super::recover::boot_id();
         let commanded = match std::fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text).ok(),
@@ -63,7 +63,12 @@ impl Reboot {
             Err(source) => return Err(AgentError::State { path, source }),
         };
         let commanded = commanded.filter(|last: &Commanded| last.boot_id == boot_id);
-        Ok(Self { boot_id, has_command: !settings.reboot_command.is_empty(), commanded })
+        Ok(Self { boot_id, has_command: false, commanded })
+    }
+
+    /// Whether there is a command from now on.
+    pub(super) fn set_command(&mut self, has_command: bool) {
+        self.has_command = has_command;
     }
 
     /// Whether a script waits for a restart of the machine.
@@ -215,7 +220,8 @@ impl Agent {
     }
 
     async fn run_reboot_command(&self) -> Result<(), String> {
-        let Some((program, arguments)) = self.inner.settings.reboot_command.split_first() else {
+        let config = self.config();
+        let Some((program, arguments)) = config.reboot_command.split_first() else {
             return Ok(());
         };
         warn!(

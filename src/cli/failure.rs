@@ -232,6 +232,7 @@ impl From<ClientError> for Failure {
             }
             ClientError::Refused { reason, code: status, .. } => {
                 let hint = match reason.as_str() {
+                    "CONFIG_INVALID" => Some("nothing was changed; correct it and reload again"),
                     "AGENT_DRAINING" => Some("`baton agent resume` lets it take scripts again"),
                     "QUEUE_FULL" => Some("`baton queue` shows what is in it; try again later"),
                     "SCRIPT_ID_CONFLICT" => Some("an id stands for one request; choose another id"),

@@ -5,7 +5,7 @@ use clap::Args;
 use super::failure::Failure;
 use crate::client::embedded::Embedded;
 use crate::client::{Client, ConnectError, connect};
-use crate::config::{Config, Directories, Overrides};
+use crate::config::{Directories, Overrides, Sources};
 use crate::deploy::load;
 use crate::trust::{Fingerprint, Identity};
 
@@ -83,6 +83,6 @@ impl Reach {
 
 /// Starts an agent in this process.
 pub(super) async fn embed(folders: &Directories) -> Result<(Embedded, Client), Failure> {
-    let config = Config::load(&folders.config, Overrides::default())?;
-    Ok(Embedded::start(folders, &config).await?)
+    let layers = Sources::of(&folders.config, Overrides::default()).read()?;
+    Ok(Embedded::start(folders, layers).await?)
 }

@@ -218,6 +218,14 @@ impl Table {
     }
 }
 
+/// A value in TOML as JSON; text that is none stays text.
+pub(super) fn toml_as_json(toml: &str) -> Value {
+    toml.parse::<toml::Value>()
+        .ok()
+        .and_then(|value| serde_json::to_value(value).ok())
+        .unwrap_or_else(|| json!(toml))
+}
+
 /// How it stands, in a word or two.
 pub(super) fn state(script: &Snapshot) -> String {
     match &script.phase {

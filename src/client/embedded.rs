@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::Client;
 use super::connect::{self, ConnectError};
 use crate::agent::{Agent, AgentError, Settings};
-use crate::config::{Config, Directories};
+use crate::config::{Directories, Layers};
 use crate::mutex::os;
 use crate::rpc::{self, Listeners};
 
@@ -54,34 +54,25 @@ impl Embedded {
     /// When its state folder can't be made.
     pub async fn start(
         directories: &Directories,
-        config: &Config,
+        layers: Layers,
     ) -> Result<(Self, Client), EmbeddedError> {
         let parent = directories.embedded();
         let failed = |source| EmbeddedError::State { path: parent.clone(), source };
         crate::durable::create_dir_all(&parent, 0o700).map_err(failed)?;
         sweep(&parent);
         let state = tempfile::Builder::new().prefix("run-").tempdir_in(&parent).map_err(failed)?;
-        let agent = Agent::open(Settings {
+        let settings = Settings {
             state: state.path().to_owned(),
             mutexes: directories.mutex.clone(),
             program: std::env::current_exe().map_err(failed)?,
-            queue_length: config.queue_length,
-            max_output_bytes: config.max_output_bytes,
-            min_free_bytes: config.min_free_bytes,
-            grace: config.grace,
-            files: config.files.clone(),
-            // No script of it is there after a restart.
-            reboot_command: Vec::new(),
-            // Its state goes with the command.
-            retention: None,
             open_files: None,
             tied: true,
-        })
-        .await?;
+        };
+        let agent = Agent::open(settings, layers).await?;
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
         let stop = CancellationToken::new();
         let listeners = Listeners { embedded: Some(theirs), ..Listeners::default() };
-        let serve = rpc::serve(agent.clone(), config.name.clone(), listeners, stop.clone());
+        let serve = rpc::serve(agent.clone(), listeners, stop.clone());
         let server = tokio::spawn(serve);
         let client = Client::new(connect::embedded(ours).await?);
         Ok((Self { agent, stop, server, state }, client))

@@ -248,6 +248,22 @@ impl Client {
         Ok(status.unwrap_or_default())
     }
 
+    /// The agent's configuration.
+    ///
+    /// # Errors
+    /// When it can't be reached.
+    pub async fn config(&self) -> Result<v1::ConfigResponse, ClientError> {
+        Ok(self.agent.clone().config(v1::ConfigRequest {}).await?.into_inner())
+    }
+
+    /// Lets the agent read its configuration again.
+    ///
+    /// # Errors
+    /// When that is wrong, and nothing was changed; or when the agent can't be reached.
+    pub async fn reload(&self) -> Result<v1::ReloadResponse, ClientError> {
+        Ok(self.agent.clone().reload(v1::ReloadRequest {}).await?.into_inner())
+    }
+
     /// Follows how the agent stands, also across restarts.
     pub fn watch_agent(&self) -> Standing {
         Standing::new(self.clone())

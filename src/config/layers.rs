@@ -23,7 +23,7 @@ pub struct Overrides {
 }
 
 /// A file and flags; the environment is the process's own.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Sources {
     file: PathBuf,
     overrides: Overrides,
@@ -38,6 +38,7 @@ pub struct Layers {
     origins: Vec<Origin>,
     /// Variables that look like those of keys, each with what helps.
     pub mistyped: Vec<(String, String)>,
+    sources: Sources,
 }
 
 /// A key that has another value than before.
@@ -112,7 +113,7 @@ impl Sources {
             problems.extend(found.contradiction());
         }
         Problems::none_of(problems).map_err(ConfigError::Invalid)?;
-        Ok(Layers { mistyped: environment.mistyped, ..found })
+        Ok(Layers { mistyped: environment.mistyped, sources: self.clone(), ..found })
     }
 }
 
@@ -131,11 +132,30 @@ impl Overrides {
 impl Default for Layers {
     fn default() -> Self {
         let origins = vec![Origin::Default; Key::all().len()];
-        Self { config: Arc::default(), origins, mistyped: Vec::new() }
+        let (config, mistyped, sources) = Default::default();
+        Self { config, origins, mistyped, sources }
     }
 }
 
 impl Layers {
+    /// Reads the same file and flags, as they are now.
+    ///
+    /// # Errors
+    /// As [`Sources::read`].
+    pub fn read_again(&self) -> Result<Self, ConfigError> {
+        self.sources.read()
+    }
+
+    /// The file; it need not be there.
+    pub fn path(&self) -> &Path {
+        self.sources.path()
+    }
+
+    /// How many keys somebody set.
+    pub fn set_keys(&self) -> usize {
+        self.origins.iter().filter(|origin| **origin != Origin::Default).count()
+    }
+
     /// Where the value of a key comes from.
     pub fn origin(&self, key: &Key) -> &Origin {
         // Each key has one.

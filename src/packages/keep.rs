@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
@@ -42,10 +42,22 @@ pub struct Kept {
 pub struct Packages {
     pub(super) folder: PathBuf,
     pub(super) chunks: Chunks,
-    pub(super) max_bytes: u64,
-    pub(super) min_free_bytes: u64,
+    limits: RwLock<Limits>,
     /// Held while manifests change.
     changing: Mutex<Changing>,
+}
+
+/// What a configuration allows. Each package keeps what it began with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) max_bytes: u64,
+    pub(super) min_free_bytes: u64,
+}
+
+impl Limits {
+    fn of(files: &Files) -> Self {
+        Self { max_bytes: files.max_file_bytes, min_free_bytes: files.min_free_bytes }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -67,10 +79,18 @@ impl Packages {
         Self {
             chunks: Chunks::new(&folder),
             folder,
-            max_bytes: files.max_file_bytes,
-            min_free_bytes: files.min_free_bytes,
+            limits: RwLock::new(Limits::of(files)),
             changing: Mutex::default(),
         }
+    }
+
+    /// Keeps the limits of another configuration.
+    pub fn configure(&self, files: &Files) {
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = Limits::of(files);
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        *self.limits.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Their folder, as scripts are told.

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::chunks::{MAX_COMPRESSED_BYTES, decompress, free_bytes};
+use super::keep::Limits;
 use super::manifest::{Chunk, MAX_MANIFEST_BYTES, Manifest, ManifestError};
 use super::plan::Plan;
 use super::{Kept, Lease, MAX_KEPT, PackageError, PackageId, Packages, Version};
@@ -116,14 +117,15 @@ impl Opening {
             return Err(PackageError::WrongDigest { expected, found });
         }
         let manifest = Manifest::decode(&text).map_err(|source| offer.refused(source))?;
-        let (bytes, limit) = (manifest.bytes(), packages.max_bytes);
+        let Limits { max_bytes: limit, min_free_bytes } = packages.limits();
+        let bytes = manifest.bytes();
         if bytes > limit {
             let Offer { id, version, .. } = offer;
             return Err(PackageError::TooLarge { id, version, bytes, limit });
         }
         let plan = packages.missing(&manifest)?;
         let receiving = Receiving { packages, offer, text, plan, lease };
-        receiving.check_room()?;
+        receiving.check_room(min_free_bytes)?;
         Ok(receiving)
     }
 }
@@ -205,8 +207,8 @@ impl Receiving {
     }
 
     /// What comes leaves the configured room free, also if it can't be compressed.
-    fn check_room(&self) -> Result<(), PackageError> {
-        let (needed, floor) = (self.plan.left_bytes(), self.packages.min_free_bytes);
+    fn check_room(&self, floor: u64) -> Result<(), PackageError> {
+        let needed = self.plan.left_bytes();
         let folder = self.packages.chunks.folder();
         let free = free_bytes(folder).map_err(|e| PackageError::file(folder, e))?;
         if needed > 0 && needed.saturating_add(floor) > free {

@@ -14,7 +14,7 @@ use super::status;
 use crate::agent::{Agent, Counts, Status as AgentStatus, StoreProblem};
 use crate::config::host_name;
 use crate::spec::{MAX_BODY_BYTES, MAX_FILE_BYTES, MAX_FILES_BYTES};
-use crate::wire::{to_duration, to_timestamp, v1};
+use crate::wire::{config_keys, to_duration, to_timestamp, v1};
 
 /// The longest reason of a drain, in bytes.
 const MAX_REASON_BYTES: usize = 1024;
@@ -22,7 +22,6 @@ const MAX_REASON_BYTES: usize = 1024;
 /// The service.
 pub(super) struct Service {
     agent: Agent,
-    name: String,
     stop: CancellationToken,
 }
 
@@ -35,8 +34,8 @@ struct Counting {
 }
 
 impl Service {
-    pub(super) fn new(agent: Agent, name: String, stop: CancellationToken) -> Self {
-        Self { agent, name, stop }
+    pub(super) fn new(agent: Agent, stop: CancellationToken) -> Self {
+        Self { agent, stop }
     }
 
     /// The counts as a stream of messages. Ends with the agent.
@@ -59,15 +58,15 @@ impl Service {
     }
 
     fn limits(&self) -> v1::Limits {
-        let settings = self.agent.settings();
+        let config = self.agent.config();
         let bytes = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         v1::Limits {
-            queue_length: u32::try_from(settings.queue_length).unwrap_or(u32::MAX),
+            queue_length: u32::try_from(config.queue_length).unwrap_or(u32::MAX),
             body_bytes: bytes(MAX_BODY_BYTES),
             file_bytes: bytes(MAX_FILE_BYTES),
             files_bytes: bytes(MAX_FILES_BYTES),
-            output_bytes: settings.max_output_bytes,
-            default_grace: Some(to_duration(settings.grace)),
+            output_bytes: config.max_output_bytes,
+            default_grace: Some(to_duration(config.grace)),
         }
     }
 }
@@ -91,7 +90,7 @@ impl v1::agent_server::Agent for Service {
     ) -> Result<Response<v1::InfoResponse>, Status> {
         Ok(Response::new(v1::InfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            name: self.name.clone(),
+            name: self.agent.config().name.clone(),
             hostname: host_name(),
             os: std::env::consts::OS.to_owned(),
             architecture: std::env::consts::ARCH.to_owned(),
@@ -134,6 +133,29 @@ impl v1::agent_server::Agent for Service {
         let status = self.agent.resume().instrument(span).await;
         let status = status.map_err(|e| status::agent(&e))?;
         Ok(Response::new(v1::ResumeResponse { status: Some(status.into()) }))
+    }
+
+    async fn config(
+        &self,
+        _: Request<v1::ConfigRequest>,
+    ) -> Result<Response<v1::ConfigResponse>, Status> {
+        let next = self.agent.read_layers().await.map_err(|e| status::agent(&e))?;
+        let running = self.agent.layers();
+        Ok(Response::new(v1::ConfigResponse {
+            file: running.path().display().to_string(),
+            keys: config_keys(&running, next.as_ref().ok()),
+            problem: next.err().map(|e| crate::text::chain(&e)).unwrap_or_default(),
+        }))
+    }
+
+    async fn reload(
+        &self,
+        request: Request<v1::ReloadRequest>,
+    ) -> Result<Response<v1::ReloadResponse>, Status> {
+        let span = info_span!("Reload", caller = caller(&request));
+        let changes = self.agent.reload().instrument(span).await;
+        let changes = changes.map_err(|e| status::agent(&e))?;
+        Ok(Response::new(changes.into()))
     }
 }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument as _, Span, info, info_span};
@@ -14,8 +13,8 @@ use super::events::{Events, Source, events};
 use super::listen::caller;
 use super::status;
 use crate::transfer::{
-    Digest, FileInfo, MAX_CHUNK_BYTES, Offer, Place, Receive, Receiving, Sending, TransferError,
-    Transfers,
+    Digest, FileInfo, MAX_CHUNK_BYTES, Offer, Permit, Place, Receive, Receiving, Sending,
+    TransferError, Transfers,
 };
 use crate::wire::{from_timestamp, v1};
 
@@ -44,7 +43,7 @@ impl Service {
         blocking(move || work(&transfers)).await
     }
 
-    fn permit(&self) -> Result<OwnedSemaphorePermit, Status> {
+    fn permit(&self) -> Result<Permit, Status> {
         self.transfers.permit().map_err(|error| status::transfer(&error))
     }
 }
@@ -54,7 +53,7 @@ struct Upload {
     requests: Streaming<v1::UploadRequest>,
     stage: Stage,
     span: Span,
-    _permit: OwnedSemaphorePermit,
+    _permit: Permit,
 }
 
 enum Stage {
@@ -106,7 +105,7 @@ impl Upload {
 struct Download {
     /// None while it is read from.
     sending: Option<Sending>,
-    _permit: OwnedSemaphorePermit,
+    _permit: Permit,
 }
 
 impl Source for Download {

@@ -54,7 +54,6 @@ pub struct Listeners {
 /// When the server fails.
 pub async fn serve(
     agent: Agent,
-    name: String,
     listeners: Listeners,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
@@ -95,11 +94,7 @@ pub async fn serve(
             agent.transfers(),
             stop.clone(),
         )))
-        .add_service(v1::agent_server::AgentServer::new(agent::Service::new(
-            agent,
-            name,
-            stop.clone(),
-        )))
+        .add_service(v1::agent_server::AgentServer::new(agent::Service::new(agent, stop.clone())))
         .serve_with_incoming_shutdown(
             ReceiverStream::new(incoming),
             stop.clone().cancelled_owned(),

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument as _, Span, info, info_span};
@@ -16,7 +15,7 @@ use super::status;
 use crate::packages::{
     Begun, Kept, Offer, Opening, PackageError, PackageId, Packages, Receiving, Version,
 };
-use crate::transfer::{Digest, MAX_CHUNK_BYTES, Transfers};
+use crate::transfer::{Digest, MAX_CHUNK_BYTES, Permit, Transfers};
 use crate::wire::v1;
 
 /// How long a sender may be silent: its place among the transfers is others' then.
@@ -48,7 +47,7 @@ impl Service {
         blocking(move || work(&packages)).await
     }
 
-    fn permit(&self) -> Result<OwnedSemaphorePermit, Status> {
+    fn permit(&self) -> Result<Permit, Status> {
         self.transfers.permit().map_err(|error| status::transfer(&error))
     }
 }
@@ -58,7 +57,7 @@ struct Incoming {
     requests: Streaming<v1::SendPackageRequest>,
     stage: Stage,
     span: Span,
-    _permit: OwnedSemaphorePermit,
+    _permit: Permit,
 }
 
 enum Stage {

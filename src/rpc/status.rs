@@ -106,6 +106,7 @@ pub(super) fn agent(error: &AgentError) -> Status {
         AgentError::OffsetBeyondEnd { end, .. } => {
             (Code::OutOfRange, "OFFSET_BEYOND_END", about("end", end.to_string()))
         }
+        AgentError::Config(_) => (Code::FailedPrecondition, "CONFIG_INVALID", HashMap::new()),
         AgentError::Artifact { source, .. } => return artifact(source),
         AgentError::Stopping => return stopping(),
         AgentError::Store(_)

@@ -28,11 +28,11 @@ mod walk;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::files::{Access, Files, Root};
 use folder::Folder;
@@ -206,18 +206,32 @@ pub enum Kind {
 /// The roots, and what is on its way.
 #[derive(Debug)]
 pub struct Transfers {
-    roots: BTreeMap<String, Open>,
-    limits: Limits,
-    permits: Arc<Semaphore>,
-    /// How many permits there are in all.
-    capacity: usize,
+    /// What relative roots are below.
+    state: PathBuf,
+    /// Read whole at the begin of each transfer, which keeps what it began with.
+    opened: RwLock<Arc<Opened>>,
+    on_their_way: Arc<AtomicUsize>,
     freed: Arc<Freed>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Limits {
+/// What a configuration opens.
+#[derive(Debug)]
+struct Opened {
+    roots: BTreeMap<String, Open>,
     max_file_bytes: u64,
     min_free_bytes: u64,
+    /// How many transfers there may be.
+    capacity: usize,
+}
+
+/// A place among the transfers, as long as it is kept.
+#[derive(Debug)]
+pub struct Permit(Arc<AtomicUsize>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A root.
@@ -233,34 +247,41 @@ struct Open {
 impl Transfers {
     /// The roots of a configuration; relative ones are below `state`.
     pub fn new(state: &Path, files: &Files) -> Self {
-        let open = |(name, root): (&String, &Root)| {
-            let is_own = root.path.is_relative();
-            (name.clone(), Open { path: state.join(&root.path), access: root.access, is_own })
-        };
         Self {
-            roots: files.roots.iter().map(open).collect(),
-            limits: Limits {
-                max_file_bytes: files.max_file_bytes,
-                min_free_bytes: files.min_free_bytes,
-            },
-            permits: Arc::new(Semaphore::new(files.max_transfers)),
-            capacity: files.max_transfers,
+            state: state.to_owned(),
+            opened: RwLock::new(Arc::new(Opened::new(state, files))),
+            on_their_way: Arc::default(),
             freed: Arc::default(),
         }
+    }
+
+    /// Opens what another configuration opens, and nothing else. What is on its way goes on.
+    pub fn configure(&self, files: &Files) {
+        let opened = Arc::new(Opened::new(&self.state, files));
+        *self.opened.write().unwrap_or_else(PoisonError::into_inner) = opened;
+    }
+
+    fn opened(&self) -> Arc<Opened> {
+        Arc::clone(&self.opened.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A place among the transfers, as long as it is kept.
     ///
     /// # Errors
     /// When there is none.
-    pub fn permit(&self) -> Result<OwnedSemaphorePermit, TransferError> {
-        let permit = Arc::clone(&self.permits).try_acquire_owned();
-        permit.map_err(|_| TransferError::Busy(self.capacity))
+    pub fn permit(&self) -> Result<Permit, TransferError> {
+        let capacity = self.opened().capacity;
+        let one_more = |count| (count < capacity).then_some(count + 1);
+        let (taken, seen) = (Ordering::Relaxed, Ordering::Relaxed);
+        match self.on_their_way.fetch_update(taken, seen, one_more) {
+            Ok(_) => Ok(Permit(Arc::clone(&self.on_their_way))),
+            Err(_) => Err(TransferError::Busy(capacity)),
+        }
     }
 
     /// After a restart: removes what is too old, and gives back room that a killed agent reserved.
     pub fn recover(&self) {
-        for (name, root) in &self.roots {
+        for (name, root) in &self.opened().roots {
             let recover = || {
                 let staging = Folder::open(&root.path)?.child(path::STAGING)?;
                 partial::sweep(&staging, SystemTime::now())?;
@@ -280,13 +301,14 @@ impl Transfers {
     /// # Errors
     /// When it may not be brought there, or there is no room.
     pub fn receive(&self, place: &Place, offer: Offer) -> Result<Receive, TransferError> {
-        let root = self.root(&place.root)?;
+        let opened = self.opened();
+        let root = opened.root(&place.root)?;
         match root.access {
             Access::ReadWrite => {}
             Access::Read => return Err(TransferError::ReadOnly(place.root.clone())),
         }
-        if offer.size > self.limits.max_file_bytes {
-            let (size, limit) = (offer.size, self.limits.max_file_bytes);
+        if offer.size > opened.max_file_bytes {
+            let (size, limit) = (offer.size, opened.max_file_bytes);
             return Err(TransferError::TooLarge { place: place.to_string(), size, limit });
         }
         let failed = |source| root.failed(&place.root, source);
@@ -304,7 +326,7 @@ impl Transfers {
                 stem: offer.digest.to_string(),
                 path: place.path.clone(),
                 place: place.to_string(),
-                min_free_bytes: self.limits.min_free_bytes,
+                min_free_bytes: opened.min_free_bytes,
             },
             offer,
             &self.freed,
@@ -327,6 +349,33 @@ impl Transfers {
         send::stat(self.open(place)?, place, with_digest)
     }
 
+    /// Opens the root of a place.
+    fn open(&self, place: &Place) -> Result<Folder, TransferError> {
+        let opened = self.opened();
+        let root = opened.root(&place.root)?;
+        Folder::open(&root.path).map_err(|error| {
+            if root.is_own && error.kind() == io::ErrorKind::NotFound {
+                return TransferError::NotFound(place.to_string());
+            }
+            root.failed(&place.root, error)
+        })
+    }
+}
+
+impl Opened {
+    fn new(state: &Path, files: &Files) -> Self {
+        let open = |(name, root): (&String, &Root)| {
+            let is_own = root.path.is_relative();
+            (name.clone(), Open { path: state.join(&root.path), access: root.access, is_own })
+        };
+        Self {
+            roots: files.roots.iter().map(open).collect(),
+            max_file_bytes: files.max_file_bytes,
+            min_free_bytes: files.min_free_bytes,
+            capacity: files.max_transfers,
+        }
+    }
+
     fn root(&self, name: &str) -> Result<&Open, TransferError> {
         self.roots.get(name).ok_or_else(|| {
             let known: Vec<_> = self.roots.keys().map(String::as_str).collect();
@@ -335,17 +384,6 @@ impl Transfers {
                 names => format!("there is {}", names.join(", ")),
             };
             TransferError::UnknownRoot { root: name.to_owned(), known }
-        })
-    }
-
-    /// Opens the root of a place.
-    fn open(&self, place: &Place) -> Result<Folder, TransferError> {
-        let root = self.root(&place.root)?;
-        Folder::open(&root.path).map_err(|error| {
-            if root.is_own && error.kind() == io::ErrorKind::NotFound {
-                return TransferError::NotFound(place.to_string());
-            }
-            root.failed(&place.root, error)
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The messages of `proto/baton/v1` as Rust types, and their conversions to and from the nouns.
 
 mod artifacts;
+mod config;
 mod file;
 mod outcome;
 mod package;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+pub use config::config_keys;
 pub(crate) use outcome::drop_cause;
 pub use spec::{decode_spec, encode_spec};
 

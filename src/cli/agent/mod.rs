@@ -1,6 +1,7 @@
 //! `baton agent`: running an agent, its identity, whom it trusts.
 
 mod info;
+mod reload;
 mod run;
 mod trust;
 
@@ -9,6 +10,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use self::reload::ReloadArgs;
 use self::run::RunArgs;
 use self::trust::TrustArgs;
 use super::drain::{self, DrainArgs, ResumeArgs};
@@ -27,6 +29,7 @@ Examples:
   baton agent trust 5f3c… --name ci --expires 90d      let a client in
   baton agent run                                      serve, until Ctrl-C
   baton agent run --listen none                        serve callers of this machine only
+  baton agent reload                                   take a changed agent.toml
   baton agent drain --wait                             let the machine come to rest";
 
 /// Run an agent, and say whom it trusts
@@ -62,6 +65,7 @@ enum AgentCommand {
     },
     Drain(DrainArgs),
     Resume(ResumeArgs),
+    Reload(ReloadArgs),
     /// Show what a running agent is, how busy, and whether it drains
     #[command(visible_alias = "status")]
     Info {
@@ -82,6 +86,7 @@ pub(super) fn agent(args: AgentArgs, folders: Directories) -> Result<ExitCode, F
         AgentCommand::Peers { json } => trust::peers(&folders.config, json)?,
         AgentCommand::Drain(args) => return super::asynchronous(drain::drain(args, folders)),
         AgentCommand::Resume(args) => return super::asynchronous(drain::resume(args, folders)),
+        AgentCommand::Reload(args) => return super::asynchronous(reload::reload(args, folders)),
         AgentCommand::Info { reach, json } => {
             return super::asynchronous(info::agent_info(reach, folders, json));
         }

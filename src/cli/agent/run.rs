@@ -10,13 +10,14 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::info;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use super::AGENT;
+use super::reload::Hangups;
 use crate::agent::{Agent, AgentError, Settings};
 use crate::cli::failure::{Failure, code};
-use crate::config::{Config, Directories, Overrides};
+use crate::config::{Directories, Overrides, Sources};
 use crate::filewatch::FileWatcher;
 use crate::rpc::{self, Listeners, listen};
 use crate::trust::tls::server_config;
@@ -68,17 +69,21 @@ async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode, Failure> {
     // Each script takes a few; the usual limit of 1024 would be that of the queue.
     let open_files = crate::process::raise_open_files();
     let overrides = Overrides { listen: args.listen, name: args.name };
-    let config = Config::load(&folders.config, overrides)?;
+    let layers = Sources::of(&folders.config, overrides).read()?;
+    for (variable, hint) in &layers.mistyped {
+        warn!(variable, hint, "no key has this variable");
+    }
+    let hangups = Hangups::new()?;
     let stop = CancellationToken::new();
     stop_on_signals(stop.clone())?;
     // Before the state is opened: a port in use is the commonest mistake.
     let tasks = TaskTracker::new();
     let mut listeners = Listeners::default();
-    if let Some(address) = config.listen {
+    if let Some(address) = layers.config.listen {
         listeners.tcp = Some(listen_tcp(address, &folders, &tasks, &stop).await?);
     }
     // What comes back after a restart may wait for the disk.
-    let open = Agent::open(settings(&folders, &config, open_files)?);
+    let open = Agent::open(settings(&folders, open_files)?, layers);
     let Some(agent) = stop.run_until_cancelled(open).await else {
         return Ok(ExitCode::SUCCESS);
     };
@@ -90,8 +95,9 @@ async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode, Failure> {
         failure.hint("an agent may run already; BATON_RUNTIME_DIR gives another one its own socket")
     })?);
     announce(&listeners, &folders)?;
-    info!(name = config.name, socket = %socket.display(), "the agent serves");
-    let served = rpc::serve(agent.clone(), config.name, listeners, stop.clone()).await;
+    hangups.follow(agent.clone(), &tasks, stop.clone());
+    info!(name = agent.config().name, socket = %socket.display(), "the agent serves");
+    let served = rpc::serve(agent.clone(), listeners, stop.clone()).await;
     info!("the agent stops; scripts go on");
     agent.close().await;
     stop.cancel();
@@ -107,22 +113,11 @@ fn socket_text(socket: &Path) -> String {
     format!("socket {}", socket.display())
 }
 
-fn settings(
-    folders: &Directories,
-    config: &Config,
-    open_files: Option<u64>,
-) -> Result<Settings, Failure> {
+fn settings(folders: &Directories, open_files: Option<u64>) -> Result<Settings, Failure> {
     Ok(Settings {
         state: folders.state.clone(),
         mutexes: folders.mutex.clone(),
         program: std::env::current_exe()?,
-        queue_length: config.queue_length,
-        max_output_bytes: config.max_output_bytes,
-        min_free_bytes: config.min_free_bytes,
-        grace: config.grace,
-        files: config.files.clone(),
-        reboot_command: config.reboot_command.clone(),
-        retention: Some(config.retention.clone()),
         open_files,
         tied: false,
     })
