@@ -65,6 +65,12 @@ impl Failure {
         Self { code, error: None, hints: Vec::new(), more: failures }
     }
 
+    /// The same with another exit status.
+    pub(super) fn with_code(mut self, code: u8) -> Self {
+        self.code = code;
+        self
+    }
+
     pub(super) fn is_broken_pipe(&self) -> bool {
         self.code == code::BROKEN_PIPE
     }

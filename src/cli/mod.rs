@@ -3,6 +3,7 @@
 mod agent;
 mod artifacts;
 mod cancel;
+mod config;
 mod demo;
 mod deploy;
 mod detail;
@@ -145,6 +146,7 @@ enum Command {
     Var(var::VarArgs),
     Deploy(Box<deploy::DeployArgs>),
     Agent(agent::AgentArgs),
+    Config(config::ConfigArgs),
     Target(target::TargetArgs),
     Identity(identity::IdentityArgs),
     Demo(demo::DemoArgs),
@@ -279,6 +281,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Var(args) => var::var(&args),
         Command::Deploy(args) => deploy::deploy(*args, &folders),
         Command::Agent(args) => agent::agent(args, folders),
+        Command::Config(args) => config::config(args, folders),
         Command::Target(args) => target::target(args, &folders),
         Command::Identity(args) => identity::identity(&args, &folders),
         Command::Completion { shell } => completion(shell),

@@ -57,6 +57,21 @@ impl Reach {
         }
     }
 
+    /// Connects to the agent; `None` when it is this machine's and none runs.
+    pub(super) async fn client_if_any(
+        &self,
+        folders: &Directories,
+    ) -> Result<Option<Client>, Failure> {
+        if self.target.is_some() {
+            return self.client(folders).await.map(Some);
+        }
+        match connect::unix(&folders.socket()?).await {
+            Ok(channel) => Ok(Some(Client::new(channel))),
+            Err(ConnectError::NoAgent(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     async fn remote(
         &self,
         target: &str,
