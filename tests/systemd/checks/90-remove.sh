@@ -1,0 +1,32 @@
+# shellcheck shell=bash
+# Removing the package keeps configuration and history, purging it keeps nothing, and reinstalling finds what was kept.
+
+box_with_package
+inside baton run --id kept -c 'exit 3'
+fingerprint=$(inside baton agent init --json)
+gate open
+queue long "$(pass open); echo to its end > /root/end"
+must "a script runs" reaches long running
+check "dpkg -r removes the package" inside dpkg --remove baton
+check "the agent is stopped" same "$(unit ActiveState)" inactive
+check_not "the unit is gone" inside test -e /usr/lib/systemd/system/baton.service
+check_not "the program is gone" inside test -e /usr/bin/baton
+check "configuration stays" inside test -e /etc/baton/agent.toml
+check "history stays" inside test -e /var/lib/baton/agent.db
+check "what runs has its mutex" is_held
+open_gate open
+check "and goes on to its end" eventually 20 inside grep -q 'to its end' /root/end
+
+check "reinstalling it" inside dpkg --install "$PACKAGE"
+check "the agent serves" eventually 30 inside systemctl --quiet is-active baton.service
+check "with its history" is kept "exited with 3"
+check "with the outcome of what ended meanwhile" reaches long "exited with 0"
+check "with its identity" same "$(inside baton agent init --json)" "$fingerprint"
+
+check "dpkg -P purges the package" inside dpkg --purge baton
+check "nothing of it is left" same "$(inside sh -c 'ls -d /etc/baton /var/lib/baton* /run/baton* /usr/share/baton \
+  /usr/lib/systemd/system/baton* /etc/systemd/system/*/baton* /var/lib/systemd/deb-systemd-helper-*/baton* 2> /dev/null')" ""
+check_not "systemd knows no such unit" inside systemctl cat baton.service
+check "installing it once more" inside dpkg --install "$PACKAGE"
+check "begins anew" eventually 30 inside systemctl --quiet is-active baton.service
+check_not "without history" inside baton show kept
