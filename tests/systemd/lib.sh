@@ -256,13 +256,15 @@ readonly MACHINE=/run/lock/baton/machine/os.lock
 # As any program on the machine sees it.
 is_held() { exits_with 1 inside flock --nonblock "${1:-$MACHINE}" true; }
 
-# Tries to have the machine's lock, again and again, as others do, and notes when it could (in ns).
+# Tries to have the machine's lock, again and again, as others do, and notes when it could (in ns); and when the program
+# is not there.
 start_sampling() {
   inside rm -f /root/sample
-  inside sh -c 'echo > /root/free && echo > /root/tries
+  inside sh -c 'echo > /root/free && echo > /root/tries && : > /root/missing
     setsid --fork sh -c "while ! [ -e /root/sample ]; do
       # While it has it: afterwards the next script may have begun.
       flock --nonblock $1 date +%s%N >> /root/free
+      [ -x /usr/bin/baton ] || date +%s%N >> /root/missing
       echo >> /root/tries
     done" < /dev/null > /dev/null 2>&1' sh "$MACHINE"
 }

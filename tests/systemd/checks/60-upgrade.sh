@@ -67,6 +67,7 @@ never_free_in_a_script() {
 check "while a script ran the mutex was never free ($TRIES tries)" same "$(never_free_in_a_script)" ""
 check "nor for an instant of the first upgrade" same "$(free_between "$begin" "$end")" ""
 check "there was something to see" test "$TRIES" -gt 100
+check "and the program was there all the time" inside test ! -s /root/missing
 pauses() {
   local note ended=0 longest=0 time word
   for note in "${notes[@]}"; do
