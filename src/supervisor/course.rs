@@ -14,6 +14,7 @@
 //!    keeps them open longer is a straggler. A leader that was forced and does not end is waited for
 //!    no longer than [`FORCE`]: ending the tree goes on, and tells what it waits for.
 //! 4. An exit that came before any reason to stop is an exit.
+//! 5. Who is told to stop and not why goes down with its machine: what runs is lost, whether it ends well or not.
 
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,8 @@ pub(super) enum Event {
         /// Why, for people.
         reason: String,
     },
+    /// It is to stop, and nobody said why.
+    GoDown,
     /// Its own process has ended.
     LeaderEnded(LeaderEnd),
     /// Its own process and all that it started have ended.
@@ -96,6 +99,10 @@ impl Course {
         match event {
             Event::Cancel { reason } => {
                 self.stop_for(OutcomeKind::Cancelled { while_queued: false, reason }, now)
+            }
+            Event::GoDown => {
+                let reason = "it was ended with the machine, or by who told its supervisor to stop";
+                self.stop_for(OutcomeKind::Lost { reason: reason.to_owned() }, now)
             }
             Event::LeaderEnded(end) => {
                 self.leader.get_or_insert(end);
@@ -265,6 +272,17 @@ mod tests {
         assert_eq!(course.on(Event::Tick, now + DRAIN), Some(Step::Finish));
         assert_eq!(course.on(Event::OutputsClosed, now + DRAIN), None);
         assert_eq!(course.outcome(), Some(OutcomeKind::Exited { code: 3 }));
+    }
+
+    #[test]
+    fn rule_5_what_goes_down_with_the_machine_is_lost_however_it_ends() {
+        let now = Instant::now();
+        let mut course = Course::start(now, None, SECOND);
+        assert_eq!(course.on(Event::GoDown, now), Some(Step::Ask));
+        assert_eq!(course.on(cancel("late"), now), None);
+        course.on(Event::LeaderEnded(LeaderEnd::Signalled(15)), now);
+        course.on(Event::TreeEnded, now);
+        assert!(matches!(course.outcome(), Some(OutcomeKind::Lost { .. })));
     }
 
     #[test]

@@ -298,14 +298,6 @@ impl Supervision {
         self.signals.owner_is_gone().then(gone)
     }
 
-    /// Why the script is to stop, if it is.
-    fn stop_reason(&self) -> Option<String> {
-        self.stop().map(|stop| match stop {
-            Stop::Said(reason) => reason,
-            Stop::Unsaid => "its supervisor was told to stop".to_owned(),
-        })
-    }
-
     /// Sleeps until one of `more`, a signal, the owner's end, or the deadline.
     fn sleep(&self, more: &[BorrowedFd<'_>], deadline: Option<Instant>) -> io::Result<()> {
         let stdin = io::stdin();

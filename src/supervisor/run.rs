@@ -13,7 +13,7 @@ use super::job::Report;
 use super::mask::Mask;
 use super::returns::Returns;
 use super::tree::{self, Pipes, StartError, Tree};
-use super::{Signals, SuperviseError, Supervision};
+use super::{Signals, Stop, SuperviseError, Supervision};
 use crate::crash;
 use crate::journal::Writer;
 use crate::mutex::abandoned;
@@ -180,6 +180,10 @@ impl Supervision {
         if let Some(progress) = outputs.returns.progress(Instant::now()) {
             self.tell(&Report::Progress(progress));
         }
+        let stop = self.stop();
+        // The machine ends script and supervisor at once: the one is seen to end because of the other.
+        let goes_down = matches!(stop, Some(Stop::Unsaid));
+        events.extend(goes_down.then_some(Event::GoDown));
         if Signals::take(&self.signals.child) {
             events.extend(tree.leader_end()?.map(Event::LeaderEnded));
             tree::reap_orphans(tree.leader());
@@ -187,7 +191,9 @@ impl Supervision {
                 events.push(Event::TreeEnded);
             }
         }
-        events.extend(self.stop_reason().map(|reason| Event::Cancel { reason }));
+        if let Some(Stop::Said(reason)) = stop {
+            events.push(Event::Cancel { reason });
+        }
         events.push(if outputs.are_closed() { Event::OutputsClosed } else { Event::Tick });
         Ok(events)
     }
