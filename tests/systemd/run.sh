@@ -78,8 +78,12 @@ cgroups() {
 }
 
 make_cgroups() {
-  local folder
+  local folder old
   while read -r folder; do
+    # What a run left that was killed.
+    for old in "${folder%-*}"-*; do
+      [[ ! -d $old || -d /proc/${old##*-} ]] || find "$old" -depth -type d -exec rmdir {} + 2> /dev/null || true
+    done
     mkdir "$folder" 2> /dev/null || skip "no control group may be made in ${folder%/*}"
   done < <(cgroups)
 }
@@ -96,11 +100,11 @@ remove_cgroups() {
   done < <(cgroups)
 }
 
-# Runs bash in namespaces of its own, of mounts and of processes: nothing that it mounts is seen outside, and when it
+# Becomes a bash in namespaces of its own, of mounts and of processes: nothing that it mounts is seen outside, and when it
 # ends, or this script does, however that comes, the kernel ends all that is left in them. FILE_SECONDS bounds it.
 in_namespaces() {
   local die=(setpriv --pdeathsig KILL --)
-  "${die[@]}" timeout ${foreground:+--foreground} --signal KILL "$FILE_SECONDS" \
+  exec "${die[@]}" timeout ${foreground:+--foreground} --signal KILL "${limit:-$FILE_SECONDS}" \
     "${die[@]}" unshare --mount --propagation private --pid --fork --kill-child=KILL --mount-proc \
     bash tests/systemd/box.sh "$@"
 }
@@ -137,12 +141,13 @@ BATON_BOX_CGROUPS=$(cgroups)
 : > "$scratch/results"
 
 if [[ $shell ]]; then
-  foreground=1 in_namespaces --shell
+  # In a process of its own, so that what is left is removed.
+  (foreground=1 limit=0 && in_namespaces --shell)
   exit
 fi
 
 # Whether this machine lets a systemd boot at all is only known by trying.
-in_namespaces --try > "$scratch/try" 2>&1 || skip "it does not boot:$(printf '\n'; tail -n 15 "$scratch/try")"
+(in_namespaces --try) > "$scratch/try" 2>&1 || skip "it does not boot:$(printf '\n'; tail -n 15 "$scratch/try")"
 
 begin=${EPOCHREALTIME/[.,]/}
 for file in tests/systemd/checks/*.sh; do
