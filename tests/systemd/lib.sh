@@ -16,6 +16,17 @@
 #   on_box FILE                           writes standard input to a file of the box
 #   background NAME COMMAND…              starts it in the box; `result NAME SECONDS` is its status
 #
+# and of the agent:
+#
+#   serves                                whether it answers
+#   queue ID TEXT [OPTION…]               gives it a script; options stand before the command, as in --instance blue
+#   state ID, is ID STATE, reaches ID STATE
+#                                         how the script stands; whether so; waits for it, 30 s at most
+#   gate G; pass G; open_gate G           makes a gate; what a script says to wait there; lets it go on
+#   agent_is_not PID [UNIT]               whether another process than this serves
+#   is_held [FILE]                        whether other programs are kept out of the machine's lock, or of FILE
+#   start_sampling, stop_sampling         tries all the time to have the machine's lock: FREE, TRIES, free_between
+#
 # $PACKAGE and $PREVIOUS are the packages in the box, $BOX_ROOT its root as it is seen from outside (without its tmpfs).
 
 readonly BOX=/run/baton-box BOX_ROOT=/run/baton-box/root
@@ -203,11 +214,14 @@ crash_box() {
   start_nspawn
 }
 
+# Whether the agent answers.
+serves() { inside baton agent status; }
+
 # A line of the report only if it fails: 10-install.sh tells of the rest.
 box_with_package() {
   boot_box > "$SCRATCH/said" 2>&1 &&
     inside dpkg --install "$PACKAGE" >> "$SCRATCH/said" 2>&1 &&
-    eventually 30 inside systemctl --quiet is-active baton.service && return
+    eventually 30 serves >> "$SCRATCH/said" 2>&1 && return
   report FAILED "a box with the package" 0
   cat "$SCRATCH/said"
   show_journal
@@ -228,10 +242,15 @@ open_gate() { # GATE
   inside sh -c 'echo > "/root/gates/$1"' sh "$1"
 }
 
+# Without it the file goes no further.
 queue() { # ID TEXT [OPTION…]
   local id=$1 text=$2
   shift 2
-  inside baton "$@" run --detach --id "$id" -c "$text" > /dev/null
+  inside baton "$@" run --detach --id "$id" -c "$text" > "$SCRATCH/said" 2>&1 && return
+  report FAILED "script $id is accepted" 0
+  cat "$SCRATCH/said"
+  show_journal
+  exit 1
 }
 
 state() { # ID [OPTION…]

@@ -17,7 +17,7 @@ ran_in_order() { # NAME
 
 must "a script runs, five wait" fill order
 must "systemctl reboot" reboot_box
-check "the agent serves again" eventually 30 inside systemctl --quiet is-active baton.service
+check "the agent serves again" eventually 30 serves
 check "what ran is lost" reaches order-ran lost
 check "what was queued runs, in its order" ran_in_order order
 check "nothing ran twice" same "$(inside wc -l < "$BOX_ROOT/root/order")" 5
@@ -25,7 +25,7 @@ check "the machine is free" inside flock --timeout 10 "$MACHINE" true
 
 must "a script runs, five wait" fill power
 must "the power fails" crash_box
-check "the agent serves again" eventually 30 inside systemctl --quiet is-active baton.service
+check "the agent serves again" eventually 30 serves
 check "what ran is lost" reaches power-ran lost
 check "what was queued runs, in its order" ran_in_order power
 check "the history of before is there" is order-5 "exited with 0"

@@ -4,7 +4,7 @@
 
 boot_box || exit 1
 must "the previous package is installed" inside dpkg --install "$PREVIOUS"
-must "its agent serves" eventually 30 inside systemctl --quiet is-active baton.service
+must "its agent serves" eventually 30 serves
 echo 'queue_length = 500' | inside tee --append /etc/baton/agent.toml > /dev/null
 inside systemctl restart baton.service
 gate open

@@ -18,7 +18,7 @@ open_gate open
 check "and goes on to its end" eventually 20 inside grep -q 'to its end' /root/end
 
 check "reinstalling it" inside dpkg --install "$PACKAGE"
-check "the agent serves" eventually 30 inside systemctl --quiet is-active baton.service
+check "the agent serves" eventually 30 serves
 check "with its history" is kept "exited with 3"
 check "with the outcome of what ended meanwhile" reaches long "exited with 0"
 check "with its identity" same "$(inside baton agent init --json)" "$fingerprint"
@@ -28,5 +28,5 @@ check "nothing of it is left" same "$(inside sh -c 'ls -d /etc/baton /var/lib/ba
   /usr/lib/systemd/system/baton* /etc/systemd/system/*/baton* /var/lib/systemd/deb-systemd-helper-*/baton* 2> /dev/null')" ""
 check_not "systemd knows no such unit" inside systemctl cat baton.service
 check "installing it once more" inside dpkg --install "$PACKAGE"
-check "begins anew" eventually 30 inside systemctl --quiet is-active baton.service
+check "begins anew" eventually 30 serves
 check_not "without history" inside baton show kept
