@@ -6,6 +6,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`cli`] | the commands; the only code that prints |
+//! | [`service`] | the agent under systemd: what systemd is told |
 //! | [`deploy`] | the orchestrator's side: project file, variables and scopes, plan |
 //! | [`client`] | connects to an agent and follows scripts |
 //! | [`rpc`] | the agent's gRPC front: listeners, handlers, errors |
@@ -48,6 +49,7 @@ pub mod packages;
 pub mod process;
 pub mod rpc;
 pub mod script;
+pub mod service;
 pub mod snapshot;
 pub mod spec;
 pub mod store;

@@ -15,8 +15,9 @@ use syn::spanned::Spanned as _;
 use syn::visit::Visit;
 
 /// The modules from the user down to the disk. A module uses those behind it, never those before.
-const LAYERS: [&str; 26] = [
+const LAYERS: [&str; 27] = [
     "cli",
+    "service",
     "deploy",
     "client",
     "rpc",

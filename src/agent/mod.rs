@@ -30,6 +30,7 @@ mod reload;
 mod retention;
 mod scripts;
 mod status;
+mod stop;
 mod stored;
 mod supervisor;
 mod table;

@@ -121,7 +121,8 @@ impl Table {
 
     /// Whether nothing is launched now: the agent drains, or restarts the machine.
     pub(super) fn starts_nothing(&self) -> bool {
-        self.drain.is_some() || self.asker().is_some_and(|asker| self.reboot.is_due(asker))
+        let comes_to_rest = self.drain.is_some() || self.stops_by.is_some();
+        comes_to_rest || self.asker().is_some_and(|asker| self.reboot.is_due(asker))
     }
 
     /// Whether the command is to be run now (rules 3 and 4).

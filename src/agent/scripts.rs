@@ -22,7 +22,7 @@ impl Agent {
     /// script, as it stands.
     ///
     /// # Errors
-    /// When the agent drains, the queue is full, the id was used for another request, or the disk
+    /// When the agent drains or stops, the queue is full, the id was used for another request, or the disk
     /// refuses.
     pub async fn start(&self, spec: Spec) -> Result<Snapshot, AgentError> {
         let id = spec.script_id.clone();
@@ -39,6 +39,8 @@ impl Agent {
                 None
             } else if let Some(refusal) = table.lease_refusal(&spec) {
                 return Err(refusal);
+            } else if table.stops_by.is_some() && !table.is_part_of_what_runs(&spec) {
+                return Err(AgentError::Stopping);
             } else if let Some(drain) = table.drain.clone()
                 && !table.is_part_of_what_runs(&spec)
             {

@@ -24,6 +24,8 @@ pub struct Status {
     pub drain: Option<Drain>,
     /// Why its database takes no change, if it was so the last time.
     pub store_problem: Option<StoreProblem>,
+    /// When it ends at the latest, if it stops.
+    pub stops_by: Option<Timestamp>,
 }
 
 /// That the database takes no change: the disk is full or read-only, say.

@@ -85,6 +85,8 @@ pub(super) struct Table {
     pub(super) queue: Queue,
     /// While the agent drains, nothing new comes in and nothing is launched.
     pub(super) drain: Option<Drain>,
+    /// When the agent ends at the latest. While it stops it takes and launches nothing either.
+    pub(super) stops_by: Option<Timestamp>,
     pub(super) store: StoreStanding,
     /// The restart of the machine, as far as it is known to the agent.
     pub(super) reboot: Reboot,
@@ -93,7 +95,8 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn new(queue: Queue, reboot: Reboot) -> Self {
-        Self { queue, drain: None, store: StoreStanding::default(), reboot, living: HashMap::new() }
+        let (store, living) = (StoreStanding::default(), HashMap::new());
+        Self { queue, drain: None, stops_by: None, store, reboot, living }
     }
 
     /// Gives a new script its place; returns the number of its arrival.
@@ -247,7 +250,7 @@ impl Table {
 
     pub(super) fn status(&self) -> Status {
         let (drain, store_problem) = (self.drain.clone(), self.store.problem.clone());
-        Status { counts: self.counts(), drain, store_problem }
+        Status { counts: self.counts(), drain, store_problem, stops_by: self.stops_by }
     }
 
     fn counts(&self) -> Counts {

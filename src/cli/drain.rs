@@ -143,6 +143,12 @@ fn tell(json: bool, event: &str, status: &v1::AgentStatus) -> Result<(), Failure
     Ok(write_out(text.as_bytes())?)
 }
 
+/// That the agent stops, in words, if it does.
+pub(super) fn stopping(status: &v1::AgentStatus) -> Option<String> {
+    let until = clock(status.stops_by.and_then(from_timestamp)?);
+    Some(format!("the agent stops: it starts nothing more and waits for what runs until {until}"))
+}
+
 /// A drain in words, if there is one.
 pub(super) fn draining(status: &v1::AgentStatus) -> Option<String> {
     status.draining.clone().map(|drain| describe_drain(&drain.into()))
@@ -156,6 +162,7 @@ pub(super) fn status_json(status: &v1::AgentStatus) -> Value {
         "waiting": status.waiting,
         "running": status.running,
         "draining": draining,
+        "stops_by": status.stops_by.and_then(from_timestamp),
         "store_problem": status.store_problem.as_ref().map(store_json),
     })
 }

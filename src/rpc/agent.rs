@@ -72,13 +72,15 @@ impl Service {
 }
 
 impl From<AgentStatus> for v1::AgentStatus {
-    fn from(AgentStatus { counts, drain, store_problem }: AgentStatus) -> Self {
+    fn from(AgentStatus { counts, drain, store_problem, stops_by }: AgentStatus) -> Self {
         let Counts { queued, waiting, running } = counts;
         let store_problem = store_problem.map(|StoreProblem { since, reason }| v1::StoreProblem {
             since: Some(to_timestamp(since)),
             reason,
         });
-        Self { queued, waiting, running, draining: drain.map(v1::Draining::from), store_problem }
+        let draining = drain.map(v1::Draining::from);
+        let stops_by = stops_by.map(to_timestamp);
+        Self { queued, waiting, running, draining, store_problem, stops_by }
     }
 }
 

@@ -30,18 +30,20 @@ pub(super) async fn agent_info(
             "waiting": status.waiting,
             "running": status.running,
             "draining": drain::status_json(&status)["draining"],
+            "stops_by": drain::status_json(&status)["stops_by"],
             "store_problem": drain::status_json(&status)["store_problem"],
         }))?;
         return Ok(ExitCode::SUCCESS);
     }
     let line = |text: String| format!("{text}\n");
     let drains = drain::draining(&status).map(line).unwrap_or_default();
+    let stops = drain::stopping(&status).map(line).unwrap_or_default();
     let problem = drain::store_problem(&status).map(line).unwrap_or_default();
     let text = format!(
         "{name}: baton {version} on {hostname} ({os}, {architecture})\n\
          scripts: {running} running, {waiting} waiting, {queued} queued\n\
          mutexes: {mutexes}\n\
-         {drains}{problem}",
+         {stops}{drains}{problem}",
         name = info.name,
         version = info.version,
         hostname = info.hostname,

@@ -20,13 +20,16 @@ use crate::cli::failure::{Failure, code};
 use crate::config::{Directories, Overrides, Sources};
 use crate::filewatch::FileWatcher;
 use crate::rpc::{self, Listeners, listen};
+use crate::service::notify;
 use crate::trust::tls::server_config;
 use crate::trust::{Identity, PeerBook};
 
 /// Serve until Ctrl-C or SIGTERM; running scripts go on without the agent
 ///
-/// The log goes to standard error; BATON_LOG says how much of it (for example debug, or
-/// baton=trace).
+/// Told to stop, it first waits as long as stop_wait in agent.toml says for what runs, and starts nothing
+/// more; a second Ctrl-C or SIGTERM ends the wait. The log goes to standard error; BATON_LOG says how much
+/// of it (for example debug, or baton=trace). systemd is told when it serves, how busy it is, and that it
+/// makes progress.
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
     // Not by clap's `env`: `baton config show` tells a flag from a variable.
@@ -45,6 +48,15 @@ pub(super) struct RunArgs {
 enum LogFormat {
     Text,
     Json,
+}
+
+/// How an agent is told to stop.
+#[derive(Debug, Clone, Default)]
+struct Stop {
+    /// It is to come to rest.
+    asked: CancellationToken,
+    /// It is to end now.
+    now: CancellationToken,
 }
 
 /// Serves.
@@ -74,8 +86,7 @@ async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode, Failure> {
         warn!(variable, hint, "no key has this variable");
     }
     let hangups = Hangups::new()?;
-    let stop = CancellationToken::new();
-    stop_on_signals(stop.clone())?;
+    let Stop { asked, now: stop } = stop_on_signals()?;
     // Before the state is opened: a port in use is the commonest mistake.
     let tasks = TaskTracker::new();
     let mut listeners = Listeners::default();
@@ -84,7 +95,7 @@ async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode, Failure> {
     }
     // What comes back after a restart may wait for the disk.
     let open = Agent::open(settings(&folders, open_files)?, layers);
-    let Some(agent) = stop.run_until_cancelled(open).await else {
+    let Some(agent) = asked.run_until_cancelled(open).await else {
         return Ok(ExitCode::SUCCESS);
     };
     let agent = agent?;
@@ -97,7 +108,13 @@ async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode, Failure> {
     announce(&listeners, &folders)?;
     hangups.follow(agent.clone(), &tasks, stop.clone());
     info!(name = agent.config().name, socket = %socket.display(), "the agent serves");
-    let served = rpc::serve(agent.clone(), listeners, stop.clone()).await;
+    notify::ready().await;
+    let serving = rpc::serve(agent.clone(), listeners, stop.clone());
+    let stopping = wind_down(&agent, Stop { asked, now: stop.clone() });
+    let (served, ()) = tokio::select! {
+        both = async { tokio::join!(serving, stopping) } => both,
+        () = notify::follow(&agent) => (Ok(()), ()),
+    };
     info!("the agent stops; scripts go on");
     agent.close().await;
     stop.cancel();
@@ -151,18 +168,43 @@ fn announce(listeners: &Listeners, folders: &Directories) -> Result<(), Failure>
     Ok(())
 }
 
-fn stop_on_signals(stop: CancellationToken) -> Result<(), Failure> {
+/// The first signal asks, the second one does not wait.
+fn stop_on_signals() -> Result<Stop, Failure> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let stop = Stop::default();
+    let told = stop.clone();
     // The task ends with the agent.
     drop(tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+        for token in [told.asked, told.now] {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            token.cancel();
         }
-        stop.cancel();
     }));
-    Ok(())
+    Ok(stop)
+}
+
+/// Waits until the agent is told to stop, then for what runs; in the end it is to stop now.
+async fn wind_down(agent: &Agent, stop: Stop) {
+    tokio::select! {
+        () = stop.asked.cancelled() => {}
+        // The server has failed.
+        () = stop.now.cancelled() => return,
+    }
+    notify::stopping().await;
+    let wait = agent.config().stop_wait;
+    if !wait.is_zero() {
+        info!(wait = %humantime::format_duration(wait), "told to stop; waits for what runs");
+        tokio::select! {
+            () = agent.wind_down(wait) => {}
+            () = stop.now.cancelled() => info!("told to stop again; waits no longer"),
+            () = notify::ask_for_time() => {}
+        }
+    }
+    stop.now.cancel();
 }
 
 impl From<AgentError> for Failure {
