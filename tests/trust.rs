@@ -51,7 +51,7 @@ fn trust(world: &World, identity: &Identity, more: &[&str]) {
     let mut command = world.baton_at("a");
     command.args(["agent", "trust", &fingerprint, "--name", "ci"]).args(more);
     let (code, out, error) = finish(&mut command);
-    assert_eq!((code, out.as_str()), (0, "ci is trusted\n"), "{error}");
+    assert_eq!((code, out.as_str()), (0, "ci is trusted as operator\n"), "{error}");
 }
 
 /// Connects until the agent has seen its changed file of peers. Each try is an event of its own: the

@@ -278,9 +278,24 @@ impl From<ClientError> for Failure {
         if let ClientError::Connect(error) = error {
             return error.into();
         }
+        let more = role_hint(&error);
         let failure = Self::new(status, error);
+        let failure = more.into_iter().fold(failure, Self::hint);
         hint.into_iter().fold(failure, Self::hint)
     }
+}
+
+/// How a peer is given the role that it lacks.
+fn role_hint(error: &ClientError) -> Option<String> {
+    let ClientError::Refused { reason, metadata, .. } = error else {
+        return None;
+    };
+    let of = |key| metadata.get(key).map(String::as_str);
+    if reason != "ROLE_TOO_LOW" {
+        return None;
+    }
+    let (fingerprint, name, needed) = (of("fingerprint")?, of("peer")?, of("needed")?);
+    Some(format!("on the target: baton agent trust {fingerprint} --name {name} --role {needed}"))
 }
 
 fn exit_code(status: Code) -> u8 {

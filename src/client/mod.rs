@@ -49,6 +49,8 @@ pub enum ClientError {
         code: Code,
         /// The text for people.
         message: String,
+        /// What programs may want to know beside the reason (`docs/errors.md`).
+        metadata: BTreeMap<String, String>,
     },
     /// The connection broke.
     #[error("connection to the agent is lost: {0}")]
@@ -66,7 +68,12 @@ impl From<Status> for ClientError {
         }
         let message = status.message().to_owned();
         match status.get_details_error_info() {
-            Some(info) => Self::Refused { reason: info.reason, code: status.code(), message },
+            Some(info) => Self::Refused {
+                reason: info.reason,
+                code: status.code(),
+                message,
+                metadata: info.metadata.into_iter().collect(),
+            },
             // gRPC's own layers know no reasons: those of the transport are all of them "unknown".
             None if matches!(
                 status.code(),
@@ -75,7 +82,12 @@ impl From<Status> for ClientError {
             {
                 Self::Broken(cause(&status))
             }
-            None => Self::Refused { reason: String::new(), code: status.code(), message },
+            None => Self::Refused {
+                reason: String::new(),
+                code: status.code(),
+                message,
+                metadata: BTreeMap::new(),
+            },
         }
     }
 }

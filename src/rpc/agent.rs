@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 use tracing::{Instrument as _, info_span};
 
 use super::listen::caller;
-use super::status;
+use super::{admission, status};
 use crate::agent::{Agent, Counts, Status as AgentStatus, StoreProblem};
 use crate::config::host_name;
 use crate::spec::{MAX_BODY_BYTES, MAX_FILE_BYTES, MAX_FILES_BYTES};
@@ -88,7 +88,7 @@ impl From<AgentStatus> for v1::AgentStatus {
 impl v1::agent_server::Agent for Service {
     async fn info(
         &self,
-        _: Request<v1::InfoRequest>,
+        request: Request<v1::InfoRequest>,
     ) -> Result<Response<v1::InfoResponse>, Status> {
         Ok(Response::new(v1::InfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -100,6 +100,7 @@ impl v1::agent_server::Agent for Service {
             mutex_directory: self.agent.settings().mutexes.display().to_string(),
             limits: Some(self.limits()),
             status: Some(self.agent.status().into()),
+            role: v1::Role::from(admission::role(&request)).into(),
         }))
     }
 

@@ -1,7 +1,8 @@
 //! Accepting connections, and who is on the other end of each.
 //!
 //! 1. Every TLS handshake has a task of its own and a time limit: a silent caller holds up nobody.
-//! 2. A connection whose peer is not trusted any more ends at once, also while it is idle.
+//! 2. A connection whose peer is not trusted any more, or may do less than before, ends at once, also while it is
+//!    idle.
 //! 3. On the Unix socket the kernel says who calls: the agent's own user and root may.
 
 use std::fmt;
@@ -20,12 +21,11 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::Request;
 use tonic::transport::server::Connected;
-use tonic::{Request, Status};
 use tracing::{debug, info, warn};
 
-use super::status::refusal;
-use crate::trust::{Fingerprint, PeerBook, Refusal};
+use crate::trust::{Fingerprint, Peer, PeerBook, Refusal};
 
 /// How many accepted connections may wait for the server.
 pub(super) const MAX_WAITING_CONNECTIONS: usize = 64;
@@ -185,27 +185,6 @@ pub(super) async fn accept_unix(listener: UnixListener, accepted: Accepted) {
     }
 }
 
-/// Refuses calls of those who may not call (any more).
-pub(super) fn authorise(
-    request: Request<()>,
-    peers: Option<&PeerBook>,
-) -> Result<Request<()>, Status> {
-    match request.extensions().get::<Caller>() {
-        Some(Caller::Remote { fingerprint, .. }) => {
-            let peers = peers.ok_or_else(|| refusal("no peers are known"))?;
-            peers.check(*fingerprint).map_err(|why| refusal(&why.to_string()))?;
-        }
-        Some(Caller::Local { uid }) => {
-            if *uid != 0 && *uid != rustix::process::geteuid().as_raw() {
-                return Err(refusal(&format!("user {uid} may not use this agent's socket")));
-            }
-        }
-        Some(Caller::Embedded) => {}
-        None => return Err(refusal("caller is not known")),
-    }
-    Ok(request)
-}
-
 /// Listens on a Unix socket that only its owner can reach. A socket that a dead agent left is
 /// replaced.
 ///
@@ -247,9 +226,9 @@ impl Io {
     fn remote(stream: TlsStream<TcpStream>, address: SocketAddr, peers: &PeerBook) -> Option<Self> {
         let certificates = stream.get_ref().1.peer_certificates()?;
         let fingerprint = Fingerprint::of(certificates.first()?);
-        let name = peers.check(fingerprint).ok()?;
+        let Peer { name, role, .. } = peers.check(fingerprint).ok()?;
         let peers = peers.clone();
-        let refused = Box::pin(async move { peers.refused(fingerprint).await });
+        let refused = Box::pin(async move { peers.refused(fingerprint, role).await });
         Some(Self {
             caller: Caller::Remote { fingerprint, name, address },
             stream: Box::pin(stream),

@@ -2,6 +2,7 @@
 //!
 //! It stands above [`crate::agent`], which knows nothing of gRPC. Handlers only translate.
 
+mod admission;
 mod agent;
 mod artifacts;
 mod events;
@@ -20,12 +21,12 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
 
 use crate::agent::Agent;
 use crate::trust::PeerBook;
 use crate::wire::{DESCRIPTORS, v1};
+use admission::AdmissionLayer;
 use listen::{Accepted, Io, MAX_WAITING_CONNECTIONS};
 
 /// How much a stream may have on its way: one reader that stalls doesn't stall the others.
@@ -71,13 +72,12 @@ pub async fn serve(
         .register_encoded_file_descriptor_set(DESCRIPTORS)
         .build_v1()
         .ok();
-    let allow = move |request| listen::authorise(request, peers.as_ref());
     let server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEP_ALIVE.0))
         .http2_keepalive_timeout(Some(KEEP_ALIVE.1))
-        .layer(InterceptorLayer::new(allow))
+        .layer(AdmissionLayer { peers })
         .add_service(health_service)
         .add_optional_service(reflection)
         .add_service(v1::scripts_server::ScriptsServer::new(scripts::Service::new(

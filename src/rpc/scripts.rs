@@ -10,7 +10,7 @@ use tracing::{Instrument as _, info_span};
 
 use super::list::{self, Query};
 use super::listen::caller;
-use super::{artifacts, status};
+use super::{admission, artifacts, status};
 use crate::agent::{Agent, Follow, Followed};
 use crate::artifacts::path::PathError;
 use crate::script::ScriptId;
@@ -152,6 +152,9 @@ impl v1::scripts_server::Scripts for Service {
         request: Request<v1::CancelRequest>,
     ) -> Result<Response<v1::CancelResponse>, Status> {
         let caller = caller(&request);
+        if request.get_ref().abandon {
+            admission::may_abandon(&request)?;
+        }
         let v1::CancelRequest { script_id, reason, abandon } = request.into_inner();
         let id = parse_id(&script_id)?;
         crate::script::check_text(&reason, MAX_REASON_BYTES)

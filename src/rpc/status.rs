@@ -6,12 +6,14 @@ use std::collections::HashMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use super::admission::Admitted;
 use crate::agent::AgentError;
 use crate::artifacts::ArtifactError;
 use crate::packages::PackageError;
 use crate::script::NameError;
 use crate::spec::{Problem, SpecError};
 use crate::transfer::TransferError;
+use crate::trust::Role;
 
 /// The domain of all reasons.
 const DOMAIN: &str = "baton";
@@ -28,6 +30,24 @@ fn about(key: &str, value: impl Into<String>) -> HashMap<String, String> {
 /// Who may not call.
 pub(super) fn refusal(text: &str) -> Status {
     status(Code::PermissionDenied, "NOT_ALLOWED", text.to_owned(), HashMap::new())
+}
+
+/// Who may call, but not this.
+pub(super) fn role(what: &str, needed: Role, admitted: &Admitted) -> Status {
+    let name = what.rsplit('/').next().unwrap_or_default();
+    let mut metadata = HashMap::from([
+        ("role".to_owned(), admitted.role.to_string()),
+        ("needed".to_owned(), needed.to_string()),
+        ("method".to_owned(), what.to_owned()),
+    ]);
+    let mut who = "the caller".to_owned();
+    if let Some((peer, fingerprint)) = &admitted.peer {
+        who.clone_from(peer);
+        metadata.insert("peer".to_owned(), peer.clone());
+        metadata.insert("fingerprint".to_owned(), fingerprint.clone());
+    }
+    let text = format!("{name} needs the role {needed}, and {who} has the role {}", admitted.role);
+    status(Code::PermissionDenied, "ROLE_TOO_LOW", text, metadata)
 }
 
 /// The agent ends.

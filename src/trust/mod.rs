@@ -5,6 +5,7 @@
 mod fingerprint;
 mod identity;
 mod peers;
+mod role;
 pub mod tls;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 pub use fingerprint::{Fingerprint, FingerprintError};
 pub use identity::Identity;
 pub use peers::{Peer, PeerBook, Peers, Refusal};
+pub use role::{Role, RoleError};
 
 /// What could not be done with identities or peers.
 #[derive(Debug, thiserror::Error)]

@@ -2,6 +2,7 @@
 //!
 //! 1. A change of the file is a change of the live set, without a restart.
 //! 2. A file that can't be read leaves the last good set in force.
+//! 3. Who loses a role loses the connections on which it had it.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::identity::{failed, lock_file};
-use super::{Fingerprint, TrustError};
+use super::{Fingerprint, Role, TrustError};
 use crate::durable;
 use crate::filewatch::{FileWatch, FileWatcher};
 use crate::script::check_name;
@@ -30,6 +31,9 @@ pub struct Peer {
     pub name: String,
     /// Its certificate's.
     pub fingerprint: Fingerprint,
+    /// What it may do. The default is not written: an older agent, after a roll-back say, reads the file too.
+    #[serde(default, skip_serializing_if = "Role::is_default")]
+    pub role: Role,
     /// When the trust ends; `None`: it doesn't.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
@@ -46,6 +50,9 @@ pub enum Refusal {
     /// The trust has ended.
     #[error("trust has expired")]
     Expired,
+    /// It may do less than when it connected.
+    #[error("role was taken back")]
+    Demoted,
 }
 
 /// All peers, in the order in which they were added.
@@ -92,7 +99,7 @@ impl Peers {
         Ok(result)
     }
 
-    /// Trusts a peer. The same one again, perhaps with another end, is no error.
+    /// Trusts a peer. The same one again, perhaps with another role or end, is no error.
     ///
     /// # Errors
     /// When the name is not allowed, or name or fingerprint belong to another peer.
@@ -104,6 +111,7 @@ impl Peers {
         match self.peers.iter_mut().find(touches) {
             Some(known) if known.name == peer.name && known.fingerprint == peer.fingerprint => {
                 known.expires = peer.expires;
+                known.role = peer.role;
             }
             Some(known) => {
                 let (name, fingerprint) = (known.name.clone(), known.fingerprint);
@@ -192,23 +200,28 @@ impl PeerBook {
         Ok(Self { current })
     }
 
-    /// The name of the peer with this certificate, if it may call now.
+    /// The peer with this certificate, if it may call now.
     ///
     /// # Errors
     /// Why it may not.
-    pub fn check(&self, fingerprint: Fingerprint) -> Result<String, Refusal> {
+    pub fn check(&self, fingerprint: Fingerprint) -> Result<Peer, Refusal> {
         let peers = Arc::clone(&self.current.borrow());
-        peers.check(fingerprint, Timestamp::now()).map(|peer| peer.name.clone())
+        peers.check(fingerprint, Timestamp::now()).cloned()
     }
 
-    /// Returns when this peer may not call any more.
-    pub async fn refused(&self, fingerprint: Fingerprint) -> Refusal {
+    /// Returns when this peer, which had a role, may not call any more, or has a lesser role than it had.
+    pub async fn refused(&self, fingerprint: Fingerprint, mut had: Role) -> Refusal {
         let mut current = self.current.clone();
         loop {
             let peers = Arc::clone(&current.borrow_and_update());
             let expires = match peers.check(fingerprint, Timestamp::now()) {
                 Err(refusal) => return refusal,
-                Ok(peer) => peer.expires,
+                // Rule 3: what it began with more rights ends with them.
+                Ok(peer) if peer.role < had => return Refusal::Demoted,
+                Ok(peer) => {
+                    had = peer.role;
+                    peer.expires
+                }
             };
             let expiry = async {
                 match expires.map(|end| Duration::try_from(end - Timestamp::now())) {
@@ -253,6 +266,7 @@ mod tests {
         Peer {
             name: name.to_owned(),
             fingerprint: Fingerprint::of(certificate),
+            role: Role::Operator,
             expires: None,
             added: Timestamp::now(),
         }
@@ -306,12 +320,60 @@ mod tests {
         let watcher = FileWatcher::start(&tasks, stop.clone()).unwrap();
         Peers::change(&folder, |peers| peers.trust(peer("ci", b"1"))).unwrap();
         let book = PeerBook::follow(folder.clone(), &watcher, &tasks, stop).unwrap();
-        let refused = book.refused(Fingerprint::of(b"1"));
+        let refused = book.refused(Fingerprint::of(b"1"), Role::Operator);
         std::fs::rename(&folder, &old).unwrap();
         std::fs::create_dir(&folder).unwrap();
         durable::replace_file(&path(&folder), b"", 0o644).unwrap();
         let refusal = tokio::time::timeout(Duration::from_secs(20), refused).await.unwrap();
         assert_eq!(refusal, Refusal::Unknown);
+    }
+
+    #[test]
+    fn a_role_is_kept_and_who_was_trusted_without_one_is_an_operator() {
+        let root = tempfile::tempdir().unwrap();
+        let file = path(root.path());
+        let old = format!(
+            "[[peer]]\nname = \"ci\"\nfingerprint = \"{}\"\nadded = \"{}\"\n",
+            Fingerprint::of(b"1"),
+            Timestamp::now()
+        );
+        durable::replace_file(&file, old.as_bytes(), 0o644).unwrap();
+        let role = || Peers::load(root.path()).unwrap().peers[0].role;
+        assert_eq!(role(), Role::Operator);
+        for (again, is_written) in [(Role::Admin, true), (Role::Operator, false)] {
+            let peer = Peer { role: again, ..peer("ci", b"1") };
+            Peers::change(root.path(), |peers| peers.trust(peer)).unwrap();
+            assert_eq!(role(), again);
+            let text = std::fs::read_to_string(&file).unwrap();
+            assert_eq!(text.contains("role"), is_written, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn rule_3_a_role_that_is_taken_back_is_told_and_one_that_is_given_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let watcher = FileWatcher::start(&tasks, stop.clone()).unwrap();
+        let give = |role| {
+            let peer = Peer { role, ..peer("ci", b"1") };
+            Peers::change(root.path(), |peers| peers.trust(peer)).unwrap();
+        };
+        give(Role::Operator);
+        let book = PeerBook::follow(root.path().to_owned(), &watcher, &tasks, stop).unwrap();
+        let fingerprint = Fingerprint::of(b"1");
+        let refused = book.refused(fingerprint, Role::Operator);
+        tokio::pin!(refused);
+        give(Role::Admin);
+        let given = async {
+            while book.check(fingerprint).unwrap().role != Role::Admin {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), given).await.unwrap();
+        assert!(futures_util::poll!(&mut refused).is_pending());
+        give(Role::Operator);
+        let refusal = tokio::time::timeout(Duration::from_secs(20), refused).await.unwrap();
+        assert_eq!(refusal, Refusal::Demoted);
     }
 
     #[tokio::test]
@@ -321,11 +383,12 @@ mod tests {
         let watcher = FileWatcher::start(&tasks, stop.clone()).unwrap();
         Peers::change(root.path(), |peers| peers.trust(peer("ci", b"1"))).unwrap();
         let book = PeerBook::follow(root.path().to_owned(), &watcher, &tasks, stop).unwrap();
-        assert_eq!(book.check(Fingerprint::of(b"1")), Ok("ci".to_owned()));
-        let refused = book.refused(Fingerprint::of(b"1"));
+        let name = || book.check(Fingerprint::of(b"1")).map(|peer| peer.name);
+        assert_eq!(name(), Ok("ci".to_owned()));
+        let refused = book.refused(Fingerprint::of(b"1"), Role::Operator);
         // Rule 2: a broken file changes nothing; a good one does.
         durable::replace_file(&path(root.path()), b"broken", 0o644).unwrap();
-        assert_eq!(book.check(Fingerprint::of(b"1")), Ok("ci".to_owned()));
+        assert_eq!(name(), Ok("ci".to_owned()));
         durable::replace_file(&path(root.path()), b"", 0o644).unwrap();
         let refusal = tokio::time::timeout(Duration::from_secs(10), refused).await.unwrap();
         assert_eq!(refusal, Refusal::Unknown);

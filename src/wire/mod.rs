@@ -5,6 +5,7 @@ mod config;
 mod file;
 mod outcome;
 mod package;
+mod role;
 mod snapshot;
 mod spec;
 mod values;
@@ -15,6 +16,7 @@ use jiff::Timestamp;
 
 pub use config::config_keys;
 pub(crate) use outcome::drop_cause;
+pub use role::role;
 pub use spec::{decode_spec, encode_spec};
 
 /// The generated messages, clients and servers.

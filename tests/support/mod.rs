@@ -339,6 +339,11 @@ pub struct Draft {
 }
 
 impl Draft {
+    /// A script that a client is about to start.
+    pub fn of(client: Client, spec: Spec) -> Self {
+        Self { client, spec }
+    }
+
     pub fn shared(mut self) -> Self {
         self.spec.isolation = Isolation::Shared { at_most: None };
         self

@@ -9,6 +9,7 @@ use crate::cli::failure::Failure;
 use crate::cli::reach::Reach;
 use crate::cli::screen::{write_json, write_out};
 use crate::config::Directories;
+use crate::wire;
 
 /// Shows it.
 pub(super) async fn agent_info(
@@ -17,6 +18,7 @@ pub(super) async fn agent_info(
     json: bool,
 ) -> Result<ExitCode, Failure> {
     let info = reach.client(&folders).await?.info().await?;
+    let role = wire::role(info.role()).map(|role| role.to_string());
     let status = info.status.unwrap_or_default();
     if json {
         write_json(&json!({
@@ -26,6 +28,7 @@ pub(super) async fn agent_info(
             "os": info.os,
             "architecture": info.architecture,
             "mutex_directory": info.mutex_directory,
+            "role": role,
             "queued": status.queued,
             "waiting": status.waiting,
             "running": status.running,
@@ -43,6 +46,7 @@ pub(super) async fn agent_info(
         "{name}: baton {version} on {hostname} ({os}, {architecture})\n\
          scripts: {running} running, {waiting} waiting, {queued} queued\n\
          mutexes: {mutexes}\n\
+         {you}\
          {stops}{drains}{problem}",
         name = info.name,
         version = info.version,
@@ -53,6 +57,7 @@ pub(super) async fn agent_info(
         waiting = status.waiting,
         queued = status.queued,
         mutexes = info.mutex_directory,
+        you = role.map(|role| format!("you are: {role}\n")).unwrap_or_default(),
     );
     write_out(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)

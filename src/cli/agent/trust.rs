@@ -10,14 +10,18 @@ use crate::cli::failure::Failure;
 use crate::cli::moment;
 use crate::cli::screen::{write_json, write_out};
 use crate::cli::show::Table;
-use crate::trust::{Fingerprint, Peer, Peers};
+use crate::trust::{Fingerprint, Peer, Peers, Role};
 
 /// Let a client call this agent; takes effect at once
 ///
-/// The client's fingerprint is what `baton identity` prints there.
+/// The client's fingerprint is what `baton identity` prints there. To trust it again changes its role and its end.
+///
+/// An observer reads: scripts, output, files. An operator also runs and cancels scripts, sends files and
+/// packages, and drains. An admin also upgrades the agent, and abandons what nothing can end.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   baton agent trust 5f3c… --name ci
+  baton agent trust 5f3c… --name dashboard --role observer
   baton agent trust 5f3c… --name contractor --expires 30d
   baton agent trust 5f3c… --name release --expires 2027-01-01")]
 pub(super) struct TrustArgs {
@@ -26,6 +30,9 @@ pub(super) struct TrustArgs {
     /// The name for it
     #[arg(long)]
     name: String,
+    /// What it may do: observer, operator or admin
+    #[arg(long, value_name = "ROLE", default_value_t = Role::Operator)]
+    role: Role,
     /// When the trust ends: after a time (30d), or on a date (2027-01-01). Default: never
     #[arg(long, value_name = "WHEN", value_parser = expiry)]
     expires: Option<Timestamp>,
@@ -33,10 +40,10 @@ pub(super) struct TrustArgs {
 
 /// Trusts a client.
 pub(super) fn trust(args: TrustArgs, config: &Path) -> Result<(), Failure> {
-    let TrustArgs { fingerprint, name, expires } = args;
-    let peer = Peer { name: name.clone(), fingerprint, expires, added: Timestamp::now() };
+    let TrustArgs { fingerprint, name, role, expires } = args;
+    let peer = Peer { name: name.clone(), fingerprint, role, expires, added: Timestamp::now() };
     Peers::change(config, |peers| peers.trust(peer))?;
-    Ok(write_out(format!("{name} is trusted\n").as_bytes())?)
+    Ok(write_out(format!("{name} is trusted as {role}\n").as_bytes())?)
 }
 
 /// Trusts it no longer.
@@ -49,12 +56,13 @@ pub(super) fn untrust(peer: &str, config: &Path) -> Result<(), Failure> {
 pub(super) fn peers(config: &Path, json: bool) -> Result<(), Failure> {
     let peers = Peers::load(config)?;
     let now = Timestamp::now();
-    let mut table = Table::new(&["NAME", "FINGERPRINT", "EXPIRES"]);
+    let mut table = Table::new(&["NAME", "ROLE", "FINGERPRINT", "EXPIRES"]);
     for peer in peers.iter() {
         if json {
             write_json(&json!({
                 "name": peer.name,
                 "fingerprint": peer.fingerprint,
+                "role": peer.role,
                 "expires": peer.expires,
                 "added": peer.added,
             }))?;
@@ -64,7 +72,12 @@ pub(super) fn peers(config: &Path, json: bool) -> Result<(), Failure> {
             Some(end) => end.to_string(),
             None => "never".to_owned(),
         };
-        table.row(vec![peer.name.clone(), peer.fingerprint.to_string(), expires]);
+        table.row(vec![
+            peer.name.clone(),
+            peer.role.to_string(),
+            peer.fingerprint.to_string(),
+            expires,
+        ]);
     }
     if !json {
         write_out(table.render().as_bytes())?;
