@@ -30,6 +30,7 @@
 //! | [`filewatch`] | told when a file changes |
 //! | [`durable`] | replaces a file so that it survives a crash |
 //! | [`crash`] | points at which a test lets a process die |
+//! | [`format`] | the versions of what is on disk and between processes |
 //! | [`process`] | other processes: who is below whom, a signal to exactly one |
 //! | [`text`] | texts for people: cut, with causes |
 
@@ -43,6 +44,7 @@ pub mod deploy;
 pub mod durable;
 pub mod filewatch;
 pub mod fleet;
+pub mod format;
 pub mod journal;
 pub mod mutex;
 pub mod packages;

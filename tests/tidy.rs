@@ -41,6 +41,7 @@ const LAYERS: [&str; 27] = [
     "filewatch",
     "durable",
     "crash",
+    "format",
     "process",
     "text",
 ];

@@ -48,6 +48,7 @@ use tokio_util::task::TaskTracker;
 use crate::artifacts::ArtifactError;
 use crate::config::{Config, ConfigError, Layers};
 use crate::filewatch::FileWatcher;
+use crate::format::Newer;
 use crate::mutex::MutexName;
 use crate::packages::Packages;
 use crate::script::{Drain, IllegalTransition, ScriptId};
@@ -105,6 +106,15 @@ pub enum AgentError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// A newer baton wrote a file of the state folder.
+    #[error("state {path}")]
+    Newer {
+        /// Which path.
+        path: PathBuf,
+        /// How new.
+        #[source]
+        source: Newer,
     },
     /// The system starts no supervisor.
     #[error("no supervisor can be started")]
@@ -249,11 +259,14 @@ impl Agent {
             let path = path.clone();
             move |source| AgentError::State { path, source }
         };
+        let database = settings.state.join("agent.db");
+        // First of all: the state of a newer baton stays as it is.
+        Store::check(&database)?;
         let scripts = settings.state.join("scripts");
         crate::durable::create_dir_all(&scripts, 0o700).map_err(failed(&scripts))?;
         let lock = lock::lock_state(&settings.state).await?;
         link_program(&settings).map_err(failed(&settings.program))?;
-        let store = Store::open(&settings.state.join("agent.db"))?;
+        let store = Store::open(&database)?;
         let config = Arc::clone(&layers.config);
         let queue = Queue::new(config.queue_length, store.max_seq().await?);
         let transfers = Arc::new(Transfers::new(&settings.state, &config.files));

@@ -42,6 +42,8 @@ impl Agent {
             Err(
                 StoreError::Open { .. }
                 | StoreError::Newer { .. }
+                | StoreError::Migrate { .. }
+                | StoreError::Copy { .. }
                 | StoreError::Row(_)
                 | StoreError::Closed,
             ) => {}

@@ -11,6 +11,7 @@ use crate::config::{self, ConfigError};
 use crate::deploy::load::LoadError;
 use crate::deploy::problem::{Problem, Problems};
 use crate::deploy::target_edit::EditError;
+use crate::format::Newer;
 use crate::trust::TrustError;
 
 /// Exit statuses that are not the script's, after `sysexits.h` and coreutils' `timeout`.
@@ -24,6 +25,8 @@ pub(super) mod code {
     /// A fleet-wide mutex was lost while its command ran.
     pub(crate) const LOST: u8 = 76;
     pub(crate) const NOT_ALLOWED: u8 = 77;
+    /// A newer baton wrote what is here: EX_CONFIG.
+    pub(crate) const NEWER: u8 = 78;
     pub(crate) const TIMED_OUT: u8 = 124;
     pub(crate) const NOT_EXECUTABLE: u8 = 126;
     pub(crate) const NOT_FOUND: u8 = 127;
@@ -47,7 +50,12 @@ pub(super) struct Failure {
 
 impl Failure {
     pub(super) fn new(code: u8, error: impl Into<anyhow::Error>) -> Self {
-        Self { code, error: Some(error.into()), hints: Vec::new(), more: Vec::new() }
+        let error = error.into();
+        // Wherever it was met: it is the same for all commands.
+        let newer = error.chain().find_map(|cause| cause.downcast_ref::<Newer>());
+        let hints: Vec<String> = newer.map(Newer::hint).into_iter().collect();
+        let code = if hints.is_empty() { code } else { code::NEWER };
+        Self { code, error: Some(error), hints, more: Vec::new() }
     }
 
     /// A mistake of the caller.
@@ -201,6 +209,7 @@ impl From<TrustError> for Failure {
                 Self::new(code::USAGE, error)
             }
             TrustError::File { .. }
+            | TrustError::Newer { .. }
             | TrustError::Damaged { .. }
             | TrustError::Generate(_)
             | TrustError::Tls(_) => Self::new(code::INTERNAL, error),

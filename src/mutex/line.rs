@@ -5,7 +5,7 @@
 //! the line is looked at, and its dead are removed (rule 2), without it.
 
 use std::fs::{File, OpenOptions, Permissions};
-use std::io;
+use std::io::{self, Read as _};
 use std::mem::MaybeUninit;
 use std::num::NonZeroU32;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -21,6 +21,7 @@ use super::deadlock::Held;
 use super::os::{self, Guard};
 use super::survivors::{self, Living};
 use super::{Mode, MutexError, MutexName};
+use crate::format::{self, FormatError};
 use crate::process::ProcessId;
 use crate::script::Labels;
 
@@ -147,6 +148,10 @@ impl Other {
     }
 }
 
+/// Says which rules the whole folder has; none is the first. No mutex can have this name.
+const FORMAT: &str = ".format";
+/// More than it ever has.
+const MAX_FORMAT_BYTES: u64 = 4096;
 /// How much of a listing is read at once: some hundred tickets.
 const LIST_BYTES: usize = 16 * 1024;
 /// The length of the counter: a ticket's file name and room.
@@ -167,6 +172,7 @@ impl Folder {
         let (folder_mode, lock_mode) =
             if name.is_machine() { (0o700, 0o600) } else { (0o755, 0o644) };
         os::ensure_folder(root, 0o755)?;
+        check_format(root)?;
         os::ensure_folder(&path, folder_mode)?;
         os::ensure_folder(&path.join("line"), folder_mode)?;
         Ok(Self { path, lock_mode })
@@ -332,6 +338,22 @@ impl Folder {
 
     fn ticket_path(&self, entry: Entry) -> PathBuf {
         self.line_path().join(file_name(entry))
+    }
+}
+
+/// Refuses a folder with rules that are not known here: nobody would exclude whom it should.
+fn check_format(root: &Path) -> Result<(), MutexError> {
+    let path = root.join(FORMAT);
+    let Some(file) = os::open_to_read(&path)? else {
+        return Ok(());
+    };
+    let failed = |source| MutexError::File { path: path.clone(), source };
+    let mut text = Vec::new();
+    file.take(MAX_FORMAT_BYTES).read_to_end(&mut text).map_err(failed)?;
+    match format::check_json(format::MUTEXES, &text) {
+        Ok(()) => Ok(()),
+        Err(FormatError::Newer(source)) => Err(MutexError::Newer { path: root.to_owned(), source }),
+        Err(FormatError::Json(error)) => Err(failed(error.into())),
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <mutex folder>/
+//!   .format                only if it is not the first: the version of all that is here
 //!   <name>/                one folder per mutex; 0700 for `machine`, else 0755
 //!     guard                a named-lock mutex, held for the moments in which the line changes
 //!     next                 the last number that was given out
@@ -59,6 +60,8 @@ pub mod watch;
 
 use std::path::PathBuf;
 
+use crate::format::Newer;
+
 pub use hold::{Advance, Blocked, Hold};
 pub use line::{Claimant, Party};
 pub use name::{ExclusiveKey, MutexName};
@@ -104,6 +107,15 @@ pub enum MutexError {
         owner: u32,
         /// Its permissions.
         mode: u32,
+    },
+    /// A newer baton made the folder: whoever does not know its rules may not take part.
+    #[error("mutex folder {path}")]
+    Newer {
+        /// Which folder.
+        path: PathBuf,
+        /// How new.
+        #[source]
+        source: Newer,
     },
     /// The named mutex of the operating system that guards the line refused.
     #[error("guard of the line {path}")]

@@ -133,6 +133,7 @@ pub(super) fn agent(error: &AgentError) -> Status {
         | AgentError::Supervisor(_)
         | AgentError::Workspace(_)
         | AgentError::State { .. }
+        | AgentError::Newer { .. }
         | AgentError::StateInUse { .. }
         | AgentError::StoredRequest { .. }
         | AgentError::Output { .. }

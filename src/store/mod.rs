@@ -4,13 +4,16 @@
 //! 1. What a call says is done is on disk: the answer comes after the commit, and the journal mode
 //!    is WAL with `synchronous=FULL`.
 //! 2. One thread owns the connection. What waits for it is committed together (group commit).
-//! 3. The schema has a version. An older one is migrated, one step after the other; a newer one is
-//!    refused.
-//!
+//! 3. The schema has a version. An older one is migrated, all steps in one transaction; a newer one is
+//!    refused before anything is changed.
 //! 4. A row that is damaged holds up no other: what can be read of it is shown, its outcome as lost.
+//! 5. Before a migration the database is copied ([`backup`]). A migration that fails, or is killed, leaves
+//!    it as it was, and is done at the next start.
+//! 6. It says which baton opened it last, for one that is too old to read it.
 //!
 //! It keeps requests as bytes and doesn't know what they mean.
 
+pub mod backup;
 mod history;
 mod kept;
 mod schema;
@@ -24,10 +27,13 @@ use std::thread::JoinHandle;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::format::Newer;
 use crate::script::{Drain, Labels, OutcomeKind, Phase, ScriptId};
 use worker::Command;
 
+pub use backup::{Copy, CopyError};
 pub use kept::{Kept, Oldest};
+pub use schema::known as known_version;
 
 /// How many calls may wait for the thread before callers wait to call.
 const MAX_WAITING_CALLS: usize = 256;
@@ -163,12 +169,35 @@ pub enum StoreError {
         source: rusqlite::Error,
     },
     /// A newer baton wrote it.
-    #[error("database has version {found}; this baton knows up to {known}: use the newer one")]
+    #[error("database {path}")]
     Newer {
+        /// Which file.
+        path: PathBuf,
+        /// How new.
+        #[source]
+        source: Newer,
+    },
+    /// It can't be brought to the version of this baton; it is as it was.
+    #[error("database {path} can't be migrated from version {found} to {known}; it is as it was")]
+    Migrate {
+        /// Which file.
+        path: PathBuf,
         /// What it has.
-        found: i64,
-        /// What is known.
-        known: i64,
+        found: u64,
+        /// What it was to have.
+        known: u64,
+        /// Why.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// It can't be copied before a migration, or a copy not be put back; it is as it was.
+    #[error("copy of database {path}, which is as it was")]
+    Copy {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: CopyError,
     },
     /// A statement failed.
     #[error("database")]
@@ -192,6 +221,24 @@ pub struct Store {
 }
 
 impl Store {
+    /// Refuses a database that a newer baton wrote, and changes nothing. None is fine.
+    ///
+    /// # Errors
+    /// When a newer baton wrote it, or it can't be read.
+    pub fn check(path: &Path) -> Result<(), StoreError> {
+        schema::check(path)
+    }
+
+    /// Puts the copy from before the last migration that this baton can read in the database's place, for a
+    /// roll-back to an older program. The caller has the state folder for itself. What was accepted since is
+    /// only in `agent.db.replaced` then.
+    ///
+    /// # Errors
+    /// When there is no such copy, or the disk refuses. Then the database is as it was.
+    pub fn put_back(path: &Path) -> Result<Copy, StoreError> {
+        backup::put_back(path)
+    }
+
     /// Opens the database, makes or migrates it.
     ///
     /// # Errors

@@ -104,7 +104,10 @@ async fn rule_3_a_newer_database_is_refused_and_so_is_something_else() {
     let connection = rusqlite::Connection::open(&path).unwrap();
     connection.pragma_update(None, "user_version", 99).unwrap();
     drop(connection);
-    assert!(matches!(Store::open(&path), Err(StoreError::Newer { found: 99, .. })));
+    assert!(matches!(
+        Store::open(&path),
+        Err(StoreError::Newer { source: Newer { found: 99, .. }, .. })
+    ));
     crate::durable::replace_file(&path, &[b'x'; 4096], 0o600).unwrap();
     assert!(matches!(Store::open(&path), Err(StoreError::Open { .. })));
 }
@@ -181,7 +184,7 @@ async fn the_file_is_for_its_owner_alone() {
 /// A database of the first version, with rows as only a damaged disk or a careless hand leaves them.
 fn first_version(path: &Path) {
     let connection = rusqlite::Connection::open(path).unwrap();
-    connection.execute_batch(schema::FIRST).unwrap();
+    connection.execute_batch(include_str!("steps/1-scripts.sql")).unwrap();
     connection.pragma_update(None, "user_version", 1).unwrap();
     let exited = |code: i32| {
         let outcome = OutcomeKind::Exited { code }.into();

@@ -10,6 +10,8 @@ pub mod tls;
 
 use std::path::PathBuf;
 
+use crate::format::Newer;
+
 pub use fingerprint::{Fingerprint, FingerprintError};
 pub use identity::Identity;
 pub use peers::{Peer, PeerBook, Peers, Refusal};
@@ -34,6 +36,15 @@ pub enum TrustError {
         path: PathBuf,
         /// Its mode.
         mode: u32,
+    },
+    /// A newer baton wrote a file.
+    #[error("file {path}")]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// How new.
+        #[source]
+        source: Newer,
     },
     /// A file holds something else.
     #[error("file {path}: {problem}")]

@@ -18,6 +18,7 @@ use super::identity::{failed, lock_file};
 use super::{Fingerprint, Role, TrustError};
 use crate::durable;
 use crate::filewatch::{FileWatch, FileWatcher};
+use crate::format::{self, Newer};
 use crate::script::check_name;
 
 /// How long to wait before a folder that is away is looked for again.
@@ -59,15 +60,25 @@ pub enum Refusal {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Peers {
+    /// None, the first one: written only when it is raised, since older programs refuse what they don't know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    format: Option<u64>,
     #[serde(default, rename = "peer")]
     peers: Vec<Peer>,
+}
+
+/// What is read of the file before anything else.
+#[derive(Debug, Default, Deserialize)]
+struct Head {
+    #[serde(default)]
+    format: u64,
 }
 
 impl Peers {
     /// Reads the file; none is no peers.
     ///
     /// # Errors
-    /// When it can't be read or has another shape.
+    /// When it can't be read, a newer baton wrote it, or it has another shape.
     pub fn load(folder: &Path) -> Result<Self, TrustError> {
         let path = path(folder);
         let text = match std::fs::read_to_string(&path) {
@@ -75,6 +86,11 @@ impl Peers {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(e) => return Err(failed(&path)(e)),
         };
+        // A newer list may restrict whom this baton would let in: it is not even looked at.
+        let head: Head = toml::from_str(&text).unwrap_or_default();
+        if let Err(source) = Newer::check(head.format, format::PEERS.into(), None) {
+            return Err(TrustError::Newer { path, source });
+        }
         toml::from_str(&text).map_err(|e| TrustError::Damaged { path, problem: e.to_string() })
     }
 
@@ -292,7 +308,8 @@ mod tests {
     #[test]
     fn trust_ends_when_it_expires() {
         let now = Timestamp::now();
-        let peers = Peers { peers: vec![Peer { expires: Some(now), ..peer("ci", b"1") }] };
+        let peers = vec![Peer { expires: Some(now), ..peer("ci", b"1") }];
+        let peers = Peers { peers, ..Peers::default() };
         assert_eq!(peers.check(Fingerprint::of(b"1"), now), Err(Refusal::Expired));
         assert!(peers.check(Fingerprint::of(b"1"), now - Duration::from_secs(1)).is_ok());
     }

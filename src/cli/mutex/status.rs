@@ -200,7 +200,8 @@ impl From<MutexError> for Failure {
             MutexError::Folder { source, .. } | MutexError::File { source, .. } => {
                 io_hint(source.kind()).map(str::to_owned)
             }
-            MutexError::Guard { .. }
+            MutexError::Newer { .. }
+            | MutexError::Guard { .. }
             | MutexError::Lend(_)
             | MutexError::Survivors(_)
             | MutexError::Deadlock(_)
