@@ -34,6 +34,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::durable;
+use crate::format::{self, FormatError, Newer};
 use crate::script::ScriptId;
 use crate::spec::{Spec, What};
 
@@ -57,6 +58,15 @@ pub enum WorkspaceError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// A newer baton wrote a file of it.
+    #[error("workspace file {path}")]
+    Newer {
+        /// Which one.
+        path: PathBuf,
+        /// How new.
+        #[source]
+        source: Newer,
     },
     /// A file of it has another shape than expected.
     #[error("workspace file {path} is damaged")]
@@ -191,7 +201,7 @@ impl Workspace {
     /// # Errors
     /// When it can't be written.
     pub fn write_json<T: Serialize>(&self, path: &Path, value: &T) -> Result<(), WorkspaceError> {
-        let text = serde_json::to_vec(value)
+        let text = format::to_json(format::WORKSPACE, value)
             .map_err(|source| WorkspaceError::Damaged { path: path.to_owned(), source })?;
         self.check(path, durable::replace_file(path, &text, 0o600))
     }
@@ -199,15 +209,17 @@ impl Workspace {
     /// Reads one of the JSON files; `None` when it isn't there.
     ///
     /// # Errors
-    /// When it can't be read or has another shape.
+    /// When it can't be read, a newer baton wrote it, or it has another shape.
     pub fn read_json<T: DeserializeOwned>(&self, path: &Path) -> Result<Option<T>, WorkspaceError> {
         let text = match std::fs::read(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => self.check(path, other)?,
         };
-        serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|source| WorkspaceError::Damaged { path: path.to_owned(), source })
+        let path = path.to_owned();
+        format::from_json(format::WORKSPACE, &text).map(Some).map_err(|error| match error {
+            FormatError::Newer(source) => WorkspaceError::Newer { path, source },
+            FormatError::Json(source) => WorkspaceError::Damaged { path, source },
+        })
     }
 
     /// Writes the job, whole or not at all. Not durable: after a power failure there is no supervisor
@@ -217,7 +229,7 @@ impl Workspace {
     /// When it can't be written.
     pub fn write_job<T: Serialize>(&self, job: &T) -> Result<(), WorkspaceError> {
         let (path, new) = (self.job(), self.path.join("job.json.new"));
-        let text = serde_json::to_vec(job)
+        let text = format::to_json(format::WORKSPACE, job)
             .map_err(|source| WorkspaceError::Damaged { path: path.clone(), source })?;
         // What an agent that was killed here left; the folder is made anew only for a first attempt.
         if let Err(e) = std::fs::remove_file(&new)

@@ -183,13 +183,19 @@ impl Agent {
                 Noticed::End(status) => break status,
             }
         };
-        if status.and_then(|status| status.code()) == Some(i32::from(crate::supervisor::LACK)) {
-            self.lacks(id).await;
+        match status.and_then(|status| status.code()).and_then(|code| u8::try_from(code).ok()) {
+            Some(crate::supervisor::LACK) => self.lacks(id).await,
+            Some(crate::supervisor::OUTDATED) => {
+                error!("the program on disk is older than this agent: restart the agent");
+                self.lacks(id).await;
+            }
+            _ => {}
         }
         Ok((self.read_reports(id, seen).await?, status))
     }
 
-    /// The machine lacked something that the supervisor needed: the script is no worse for it.
+    /// The machine lacked something that the supervisor needed, or has an older program for it now: the script
+    /// is no worse for it.
     async fn lacks(&self, id: &ScriptId) {
         if let Some(living) = self.table().get_mut(id) {
             living.lacked = true;

@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 
 use super::table::{Living, Table};
 use super::{Agent, AgentError, blocking};
+use crate::format::{self, FormatError};
 use crate::script::{Event, Phase, Restart, ScriptId};
 use crate::snapshot::AwaitedRestart;
 
@@ -58,7 +59,12 @@ impl Reboot {
         let path = record_path(state);
         let boot_id = super::recover::boot_id();
         let commanded = match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).ok(),
+            Ok(text) => match format::from_json(format::REBOOT, &text) {
+                Ok(commanded) => Some(commanded),
+                Err(FormatError::Newer(source)) => return Err(AgentError::Newer { path, source }),
+                // A power failure tore it: the machine was restarted.
+                Err(FormatError::Json(_)) => None,
+            },
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
             Err(source) => return Err(AgentError::State { path, source }),
         };
@@ -213,7 +219,7 @@ impl Agent {
 
     async fn remember_command(&self, commanded: &Commanded) -> Result<(), AgentError> {
         let path = record_path(&self.inner.settings.state);
-        let text = serde_json::to_vec(commanded).unwrap_or_default();
+        let text = format::to_json(format::REBOOT, commanded).unwrap_or_default();
         let to = path.clone();
         blocking(move || crate::durable::replace_file(&to, &text, 0o600))
             .await?

@@ -16,6 +16,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use super::Settings;
 use crate::crash;
 use crate::filewatch::register;
+use crate::format;
 use crate::script::ScriptId;
 use crate::supervisor::job::Assignment;
 
@@ -92,7 +93,7 @@ impl Supervisors {
         assignment: Assignment,
         is_wanted: impl Fn() -> bool,
     ) -> io::Result<Option<Supervisor>> {
-        let mut line = serde_json::to_vec(&assignment)?;
+        let mut line = format::to_json(format::WORKSPACE, &assignment)?;
         line.push(b'\n');
         // It isn't reaped before its end is awaited, so the id still is its own.
         let descriptor = pidfd_open(ready.pid, PidfdFlags::empty())?;

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::deadlock::Held;
 use super::holder::variables_of;
 use super::{Hold, MutexName, os};
+use crate::format::{self, FormatError};
 
 /// The most descriptors of one hold: ticket and plain lock of a mutex and of an exclusive key.
 const MAX_FILES: usize = 4;
@@ -71,7 +72,7 @@ impl Hold {
         fences.sort_by_key(|(name, _)| Some(name) != first);
         let claim = self.claim().to_owned();
         let terms = Terms { files: files.len(), claim, held: self.held(), fences };
-        let mut line = serde_json::to_vec(&terms)?;
+        let mut line = format::to_json(format::WORKSPACE, &terms)?;
         line.push(b'\n');
         (&*stream).write_all(&line)
     }
@@ -108,7 +109,11 @@ impl Loan {
         if line.last() != Some(&b'\n') {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let terms: Terms = serde_json::from_slice(&line)?;
+        let terms: Terms = match format::from_json(format::WORKSPACE, &line) {
+            Ok(terms) => terms,
+            Err(FormatError::Newer(error)) => return Err(io::Error::other(error)),
+            Err(FormatError::Json(error)) => return Err(error.into()),
+        };
         if files.len() < terms.files {
             return Err(rustix::io::Errno::MFILE.into());
         }

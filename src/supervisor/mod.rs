@@ -38,6 +38,7 @@ use jiff::Timestamp;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
+use crate::format::{self, FormatError, Newer};
 use crate::journal::{self, Missing, Writer};
 use crate::mutex::abandoned::{self, Abandoned};
 use crate::mutex::{MutexError, os};
@@ -54,11 +55,16 @@ pub use returns::outputs_left;
 /// EX_TEMPFAIL of sysexits(3).
 pub const LACK: u8 = 75;
 
+/// The exit status of a supervisor whose agent is newer than itself, and says what it does not understand.
+pub const OUTDATED: u8 = 93;
+
 /// Why a supervisor could not do its work.
 #[derive(Debug, thiserror::Error)]
 enum SuperviseError {
     #[error("assignment")]
     Assignment(#[source] io::Error),
+    #[error("assignment")]
+    Newer(#[source] Newer),
     #[error(transparent)]
     Workspace(#[from] WorkspaceError),
     #[error(transparent)]
@@ -69,6 +75,13 @@ enum SuperviseError {
     Outcome(#[source] WorkspaceError),
     #[error("system call")]
     System(#[from] io::Error),
+}
+
+impl SuperviseError {
+    /// Whether its agent is a newer baton.
+    fn is_newer(&self) -> bool {
+        matches!(self, Self::Newer(_) | Self::Workspace(WorkspaceError::Newer { .. }))
+    }
 }
 
 /// Runs `baton supervise`: reads an [`Assignment`] from standard input and does it.
@@ -84,6 +97,9 @@ pub fn main() -> ExitCode {
             complain(&error);
             if let SuperviseError::Outcome(error) = &error {
                 return Unwritten::from_error(error).status().into();
+            }
+            if error.is_newer() {
+                return OUTDATED.into();
             }
             if is_lack(&error) { LACK.into() } else { ExitCode::FAILURE }
         }
@@ -102,8 +118,11 @@ fn read_assignment() -> Result<Option<Assignment>, SuperviseError> {
     if !line.ends_with('\n') {
         return Ok(None);
     }
-    let assignment = serde_json::from_str(&line).map_err(io::Error::from);
-    assignment.map(Some).map_err(SuperviseError::Assignment)
+    match format::from_json(format::WORKSPACE, line.as_bytes()) {
+        Ok(assignment) => Ok(Some(assignment)),
+        Err(FormatError::Newer(error)) => Err(SuperviseError::Newer(error)),
+        Err(FormatError::Json(error)) => Err(SuperviseError::Assignment(error.into())),
+    }
 }
 
 fn supervise(assignment: Assignment) -> Result<(), SuperviseError> {

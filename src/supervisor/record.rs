@@ -51,7 +51,9 @@ impl Unwritten {
     pub(super) fn from_error(error: &WorkspaceError) -> Self {
         let kind = match error {
             WorkspaceError::File { source, .. } => source.kind(),
-            WorkspaceError::Damaged { .. } => io::ErrorKind::InvalidData,
+            WorkspaceError::Newer { .. } | WorkspaceError::Damaged { .. } => {
+                io::ErrorKind::InvalidData
+            }
         };
         if kind == io::ErrorKind::ReadOnlyFilesystem {
             Self::ReadOnly
