@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::event::{Event, TargetVerdict, What};
 use super::plan::{MAX_RUN_BYTES, Plan};
 use crate::durable;
+use crate::format::{self, FormatError, Newer};
 use crate::script::{NameError, check_name};
 
 /// Why a record can't be used.
@@ -42,6 +43,14 @@ pub enum RecordError {
     /// It was not come to its end.
     #[error("run {0:?} did not come to its end")]
     Unfinished(String),
+    /// A newer baton wrote it.
+    #[error("{}", path.display())]
+    Newer {
+        /// Its file.
+        path: PathBuf,
+        /// How new.
+        source: Newer,
+    },
     /// A file of it can't be used.
     #[error("{}", path.display())]
     File {
@@ -80,7 +89,15 @@ fn events(state: &Path, run: &str) -> Result<Option<String>, RecordError> {
     let path = folder(state, run)?.join("events.jsonl");
     match std::fs::read_to_string(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        other => other.map(Some).map_err(at(&path)),
+        other => {
+            let text = other.map_err(at(&path))?;
+            // One without this line is of the first version.
+            let head = text.lines().next().unwrap_or_default().as_bytes();
+            match format::check_json(format::DEPLOYMENT, head) {
+                Err(FormatError::Newer(source)) => Err(RecordError::Newer { path, source }),
+                Ok(()) | Err(FormatError::Json(_)) => Ok(Some(text)),
+            }
+        }
     }
 }
 
@@ -162,8 +179,17 @@ impl Record {
         let folder = folder(state, run)?;
         durable::create_dir_all(&folder, 0o700).map_err(at(&folder))?;
         let path = folder.join("events.jsonl");
-        let events = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
-        Ok(Self { events: events.map_err(at(&path))?, folder })
+        let mut events = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(at(&path))?;
+        if events.metadata().map_err(at(&path))?.len() == 0 {
+            let head = format::line(format::DEPLOYMENT);
+            events.write_all(head.as_bytes()).map_err(at(&path))?;
+        }
+        Ok(Self { folder, events })
     }
 
     /// Adds an event. Output stays with the agents.

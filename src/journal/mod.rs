@@ -17,6 +17,8 @@ mod writer;
 
 use std::path::PathBuf;
 
+use crate::format::Newer;
+
 pub use reader::{EventScanner, Reader, Record};
 pub use writer::{Limits, Mark, Missing, Writer};
 
@@ -34,6 +36,15 @@ pub enum JournalError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// A newer baton wrote it.
+    #[error("journal {path}")]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// How new.
+        #[source]
+        source: Newer,
     },
     /// There is less output than that.
     #[error("output offset {offset} is beyond the end, which is at {end}")]

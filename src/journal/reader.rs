@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use super::JournalError;
 use super::record::{self, FILE_HEADER_BYTES, HEADER_BYTES, Header, Kind, Verdict};
+use crate::format::Newer;
 use crate::script::Stream;
 use crate::values::message::Level;
 
@@ -272,10 +273,20 @@ impl Cursor {
                     self.advance(FILE_HEADER_BYTES);
                 }
                 Verdict::Cut => {}
-                Verdict::Damaged => self.damaged = true,
+                Verdict::Damaged => {
+                    self.check_version()?;
+                    self.damaged = true;
+                }
             }
         }
         Ok(self.salt)
+    }
+
+    /// A newer journal is whole, and not understood: neither damaged nor empty.
+    fn check_version(&self) -> Result<(), JournalError> {
+        let found = record::version(self.ahead()).unwrap_or_default();
+        Newer::check(found, record::VERSION, None)
+            .map_err(|source| JournalError::Newer { path: self.path.clone(), source })
     }
 
     fn advance(&mut self, count: usize) {
@@ -426,6 +437,11 @@ mod tests {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
             durable_write(&flipped, &damaged);
+            if record::version(&damaged).is_some_and(|version| version > record::VERSION) {
+                let error = Reader::open_at_output(&flipped, 0).unwrap_err();
+                assert!(matches!(error, JournalError::Newer { .. }), "bit {bit}");
+                continue;
+            }
             let (part, _) = output(&flipped, 0);
             assert!(all.starts_with(&part) && part.len() <= all.len(), "bit {bit}");
         }

@@ -27,6 +27,8 @@ const LEVELS: [Level; 8] = [
 
 /// What a journal begins with; the last byte before the newline is the version.
 pub const MAGIC: [u8; 8] = *b"BATON-1\n";
+/// The version in [`MAGIC`].
+pub const VERSION: u64 = 1;
 /// Magic and salt.
 pub const FILE_HEADER_BYTES: usize = 16;
 /// The header of a record.
@@ -74,6 +76,12 @@ pub fn file_header(salt: [u8; 8]) -> [u8; FILE_HEADER_BYTES] {
     bytes[..8].copy_from_slice(&MAGIC);
     bytes[8..].copy_from_slice(&salt);
     bytes
+}
+
+/// The version of a journal that begins with these bytes, if they are those of some version.
+pub fn version(bytes: &[u8]) -> Option<u64> {
+    let digits = bytes.get(..8)?.strip_prefix(b"BATON-")?.strip_suffix(b"\n")?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 /// The salt of a journal that begins with these bytes.
@@ -179,6 +187,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_magic_has_the_version() {
+        assert_eq!(version(&MAGIC), Some(VERSION));
+        assert_eq!(version(b"BATON-7\nmore"), Some(7));
+        for other in [&b"BATON-"[..], b"BATON-x\n", b"BATON-12", b"baton-1\n"] {
+            assert_eq!(version(other), None, "{other:?}");
+        }
+    }
 
     proptest! {
         #[test]

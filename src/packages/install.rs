@@ -102,8 +102,8 @@ pub enum InstallError {
         /// The first path that is wrong.
         path: String,
     },
-    /// A manifest is damaged.
-    #[error("manifest {path} is damaged")]
+    /// A manifest is damaged, or a newer baton made it.
+    #[error("manifest {path}")]
     Manifest {
         /// Which.
         path: PathBuf,
@@ -322,7 +322,13 @@ fn installed(path: &Path) -> Result<There, InstallError> {
     }
     let stamp = tree::stamp(path).map_err(failed(path))?;
     let text = stamp.ok_or_else(|| InstallError::NotOurs(path.to_owned()))?;
-    Ok(Manifest::decode(&text).map_or(There::Damaged, There::Version))
+    match Manifest::decode(&text) {
+        Ok(manifest) => Ok(There::Version(manifest)),
+        Err(source @ ManifestError::Newer(_)) => {
+            Err(InstallError::Manifest { path: path.join(STAMP), source })
+        }
+        Err(_) => Ok(There::Damaged),
+    }
 }
 
 fn read_manifest(path: &Path) -> Result<Option<Manifest>, InstallError> {

@@ -20,6 +20,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
+use crate::format::Newer;
 use crate::transfer::{Digest, PathError, RelativePath};
 
 /// The longest text, in bytes: with chunks of the usual size, 28 GiB of content.
@@ -32,8 +33,10 @@ pub const MAX_CHUNK_BYTES: u32 = 256 * 1024;
 const MAX_TARGET_BYTES: usize = 1024;
 /// The file at an installed package's top that says what it is. No package has one of its own.
 pub const STAMP: &str = ".baton-package";
-/// The first line.
-const HEAD: &str = "baton-package 1";
+/// The first line, but for the version.
+const HEAD: &str = "baton-package ";
+/// The version.
+const VERSION: u64 = 1;
 
 /// What a package is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +84,9 @@ pub struct Chunk {
 /// Why something is no package.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
+    /// A newer baton made it.
+    #[error("a newer baton made it")]
+    Newer(#[source] Newer),
     /// It is no text of this kind.
     #[error("line {0} of the manifest is not understood")]
     Line(usize),
@@ -158,9 +164,7 @@ impl Manifest {
         }
         let text = std::str::from_utf8(bytes).map_err(|_| ManifestError::Line(1))?;
         let mut lines = text.split_terminator('\n').enumerate();
-        if lines.next().is_none_or(|(_, head)| head != HEAD) {
-            return Err(ManifestError::Line(1));
-        }
+        check_head(lines.next().map_or("", |(_, head)| head))?;
         let mut entries: Vec<Entry> = Vec::new();
         for (number, line) in lines {
             let wrong = ManifestError::Line(number + 1);
@@ -184,7 +188,7 @@ impl Manifest {
 
     /// Its text: what is sent, kept, and hashed.
     pub fn encode(&self) -> Vec<u8> {
-        let mut text = format!("{HEAD}\n");
+        let mut text = format!("{HEAD}{VERSION}\n");
         for Entry { path, kind } in &self.entries {
             // Writing into a text never fails.
             let written = match kind {
@@ -335,6 +339,13 @@ fn check_target(path: &str, target: &str) -> Result<(), ManifestError> {
     Ok(())
 }
 
+/// The first line of a manifest of this version or an older one.
+fn check_head(line: &str) -> Result<(), ManifestError> {
+    let version = line.strip_prefix(HEAD).and_then(|version| version.parse().ok());
+    let version = version.filter(|version| *version > 0).ok_or(ManifestError::Line(1))?;
+    Newer::check(version, VERSION, None).map_err(ManifestError::Newer)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -408,25 +419,25 @@ mod tests {
     #[test]
     fn one_content_has_one_text() {
         let digest = Digest::of(b"a");
-        let good = format!("{HEAD}\nf a\nc {digest} 1\n");
+        let good = format!("{HEAD}{VERSION}\nf a\nc {digest} 1\n");
         Manifest::decode(good.as_bytes()).unwrap();
         for bad in [
             String::new(),
             "baton-package 2\nf a\n".to_owned(),
-            format!("{HEAD}\nf a\nc {digest} 01\n"),
-            format!("{HEAD}\nf a\nc {digest} +1\n"),
-            format!("{HEAD}\nf a\nc {digest} 1"),
-            format!("{HEAD}\nf a\nc {digest} 1\n\n"),
-            format!("{HEAD}\nf a\nc {digest} 0\n"),
-            format!("{HEAD}\nf a\nc {digest} 262145\n"),
-            format!("{HEAD}\nf a\nc {digest} 1\nc {digest} 2\n"),
-            format!("{HEAD}\nd a\nc {digest} 1\n"),
-            format!("{HEAD}\nc {digest} 1\n"),
-            format!("{HEAD}\nf b\nf a\n"),
-            format!("{HEAD}\nf a\nf a\n"),
-            format!("{HEAD}\nf a\r\n"),
-            format!("{HEAD}\nz a\n"),
-            format!("{HEAD}\nl a\n"),
+            format!("{HEAD}{VERSION}\nf a\nc {digest} 01\n"),
+            format!("{HEAD}{VERSION}\nf a\nc {digest} +1\n"),
+            format!("{HEAD}{VERSION}\nf a\nc {digest} 1"),
+            format!("{HEAD}{VERSION}\nf a\nc {digest} 1\n\n"),
+            format!("{HEAD}{VERSION}\nf a\nc {digest} 0\n"),
+            format!("{HEAD}{VERSION}\nf a\nc {digest} 262145\n"),
+            format!("{HEAD}{VERSION}\nf a\nc {digest} 1\nc {digest} 2\n"),
+            format!("{HEAD}{VERSION}\nd a\nc {digest} 1\n"),
+            format!("{HEAD}{VERSION}\nc {digest} 1\n"),
+            format!("{HEAD}{VERSION}\nf b\nf a\n"),
+            format!("{HEAD}{VERSION}\nf a\nf a\n"),
+            format!("{HEAD}{VERSION}\nf a\r\n"),
+            format!("{HEAD}{VERSION}\nz a\n"),
+            format!("{HEAD}{VERSION}\nl a\n"),
         ] {
             assert!(Manifest::decode(bad.as_bytes()).is_err(), "{bad:?}");
         }
@@ -436,7 +447,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_is_taken_is_written_the_same_way(text in "(f|d|x|l|c) [a/.\\t]{0,6}\n{0,2}") {
-            let bytes = format!("{HEAD}\n{text}").into_bytes();
+            let bytes = format!("{HEAD}{VERSION}\n{text}").into_bytes();
             if let Ok(manifest) = Manifest::decode(&bytes) {
                 prop_assert_eq!(manifest.encode(), bytes);
             }

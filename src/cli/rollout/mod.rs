@@ -346,7 +346,9 @@ impl From<RecordError> for Failure {
             RecordError::Another { .. } => Self::new(code::USAGE, error)
                 .hint("a deployment of something else is a run of its own"),
             RecordError::NotPaused(_) | RecordError::Id { .. } => Self::new(code::USAGE, error),
-            RecordError::File { .. } => Self::new(code::INTERNAL, error),
+            RecordError::File { .. } | RecordError::Newer { .. } => {
+                Self::new(code::INTERNAL, error)
+            }
         }
     }
 }
