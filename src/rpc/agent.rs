@@ -13,7 +13,9 @@ use super::listen::caller;
 use super::{admission, status};
 use crate::agent::{Agent, Counts, Status as AgentStatus, StoreProblem};
 use crate::config::host_name;
+use crate::format;
 use crate::spec::{MAX_BODY_BYTES, MAX_FILE_BYTES, MAX_FILES_BYTES};
+use crate::store;
 use crate::wire::{config_keys, to_duration, to_timestamp, v1};
 
 /// The longest reason of a drain, in bytes.
@@ -101,6 +103,8 @@ impl v1::agent_server::Agent for Service {
             limits: Some(self.limits()),
             status: Some(self.agent.status().into()),
             role: v1::Role::from(admission::role(&request)).into(),
+            api_revision: format::API_REVISION,
+            state_format: u32::try_from(store::known_version()).unwrap_or(u32::MAX),
         }))
     }
 

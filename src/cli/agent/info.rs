@@ -29,6 +29,8 @@ pub(super) async fn agent_info(
             "architecture": info.architecture,
             "mutex_directory": info.mutex_directory,
             "role": role,
+            "api_revision": info.api_revision.max(1),
+            "state_format": info.state_format,
             "queued": status.queued,
             "waiting": status.waiting,
             "running": status.running,
