@@ -15,7 +15,7 @@ use syn::spanned::Spanned as _;
 use syn::visit::Visit;
 
 /// The modules from the user down to the disk. A module uses those behind it, never those before.
-const LAYERS: [&str; 27] = [
+const LAYERS: [&str; 28] = [
     "cli",
     "service",
     "deploy",

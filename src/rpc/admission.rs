@@ -18,8 +18,10 @@ use crate::trust::{PeerBook, Role};
 
 /// The methods and who may call them at least.
 const METHODS: &[(&str, Role)] = &[
+    ("/baton.v1.Agent/Config", Role::Observer),
     ("/baton.v1.Agent/Drain", Role::Operator),
     ("/baton.v1.Agent/Info", Role::Observer),
+    ("/baton.v1.Agent/Reload", Role::Admin),
     ("/baton.v1.Agent/Resume", Role::Operator),
     ("/baton.v1.Agent/Watch", Role::Observer),
     ("/baton.v1.Files/Download", Role::Observer),
