@@ -6,7 +6,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`cli`] | the commands; the only code that prints |
-//! | [`service`] | the agent under systemd: what systemd is told |
+//! | [`service`] | the agent under systemd: what systemd is told, the journal |
 //! | [`deploy`] | the orchestrator's side: project file, variables and scopes, plan |
 //! | [`client`] | connects to an agent and follows scripts |
 //! | [`rpc`] | the agent's gRPC front: listeners, handlers, errors |

@@ -41,6 +41,8 @@ impl System {
 /// The four folders.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directories {
+    /// Whose they are; `None`: the default instance's.
+    pub instance: Option<Instance>,
     /// Identity, configuration, peers, targets.
     pub config: PathBuf,
     /// Database and workspaces.
@@ -69,9 +71,9 @@ pub struct DirectoryOverrides {
 
 impl From<Directories> for DirectoryOverrides {
     fn from(all: Directories) -> Self {
-        let Directories { config, state, runtime, mutex } = all;
+        let Directories { instance, config, state, runtime, mutex } = all;
         let [config, state, runtime, mutex] = [config, state, runtime, mutex].map(Some);
-        Self { instance: None, config, state, runtime, mutex }
+        Self { instance, config, state, runtime, mutex }
     }
 }
 
@@ -152,7 +154,7 @@ impl Directories {
             None if root => runtime,
             None => own(run()?),
         };
-        Ok(Self { config, state, runtime, mutex })
+        Ok(Self { instance: set.instance, config, state, runtime, mutex })
     }
 
     /// The socket of this machine's agent.

@@ -12,14 +12,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::AGENT;
 use super::reload::Hangups;
 use crate::agent::{Agent, AgentError, Settings};
 use crate::cli::failure::{Failure, code};
-use crate::config::{Directories, Overrides, Sources};
+use crate::config::instance::DEFAULT_NAME;
+use crate::config::{Directories, Instance, Overrides, Sources};
 use crate::filewatch::FileWatcher;
 use crate::rpc::{self, Listeners, listen};
+use crate::service::journal::Journal;
 use crate::service::notify;
 use crate::trust::tls::server_config;
 use crate::trust::{Identity, PeerBook};
@@ -39,15 +43,17 @@ pub(super) struct RunArgs {
     /// What the agent calls itself. Default: the host's name [env: BATON_NAME]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// The form of the log
-    #[arg(long, value_name = "FORMAT", default_value = "text")]
-    log_format: LogFormat,
+    /// The form of the log. Default: journal where systemd's journal reads standard error, else text
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum LogFormat {
     Text,
     Json,
+    /// To systemd's journal, with fields: BATON_SCRIPT_ID, BATON_INSTANCE and others
+    Journal,
 }
 
 /// How an agent is told to stop.
@@ -61,18 +67,25 @@ struct Stop {
 
 /// Serves.
 pub(super) fn agent_run(args: RunArgs, folders: Directories) -> Result<ExitCode, Failure> {
-    log_to_stderr(args.log_format);
+    start_log(args.log_format, folders.instance.as_ref());
     crate::cli::asynchronous(run(args, folders))
 }
 
-fn log_to_stderr(format: LogFormat) {
-    let filter = || EnvFilter::try_from_env("BATON_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+fn start_log(format: Option<LogFormat>, instance: Option<&Instance>) {
+    let filter = EnvFilter::try_from_env("BATON_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let is_journal = || Journal::reads_stderr().then_some(LogFormat::Journal);
+    let format = format.or_else(is_journal).unwrap_or(LogFormat::Text);
+    let journal = || Journal::connect(instance.map_or(DEFAULT_NAME, Instance::as_str));
+    if let (LogFormat::Journal, Ok(journal)) = (format, journal()) {
+        return tracing_subscriber::registry().with(filter).with(journal).init();
+    }
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter())
+        .with_env_filter(filter)
         .with_ansi(crate::cli::failure::has_colours())
         .with_writer(std::io::stderr);
     match format {
-        LogFormat::Text => builder.with_target(false).init(),
+        // Also when there is no journal after all.
+        LogFormat::Text | LogFormat::Journal => builder.with_target(false).init(),
         LogFormat::Json => builder.json().init(),
     }
 }
