@@ -15,6 +15,7 @@
 
 pub mod backup;
 mod history;
+mod inspect;
 mod kept;
 mod schema;
 mod worker;
@@ -32,6 +33,7 @@ use crate::script::{Drain, Labels, OutcomeKind, Phase, ScriptId};
 use worker::Command;
 
 pub use backup::{Copy, CopyError};
+pub use inspect::{Inspection, inspect};
 pub use kept::{Kept, Oldest};
 pub use schema::known as known_version;
 
