@@ -13,6 +13,7 @@ mod standing;
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -286,7 +287,20 @@ impl Client {
     /// # Errors
     /// When it can't be reached.
     pub async fn info(&self) -> Result<v1::InfoResponse, ClientError> {
-        Ok(self.agent.clone().info(v1::InfoRequest {}).await?.into_inner())
+        Ok(self.info_and_clock().await?.0)
+    }
+
+    /// What the agent is, and what its clock said, to the second; `None`: it did not say.
+    ///
+    /// # Errors
+    /// When it can't be reached.
+    pub async fn info_and_clock(
+        &self,
+    ) -> Result<(v1::InfoResponse, Option<Timestamp>), ClientError> {
+        let answer = self.agent.clone().info(v1::InfoRequest {}).await?;
+        let date = answer.metadata().get("date").and_then(|date| date.to_str().ok());
+        let clock = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok());
+        Ok((answer.into_inner(), clock.map(|clock| clock.timestamp())))
     }
 }
 

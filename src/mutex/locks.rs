@@ -27,7 +27,10 @@ impl LockOwner {
 }
 
 /// Who has a lock on the file at `path`; nobody has one on a file that is not there.
-pub(super) fn owners(path: &Path) -> Result<Vec<LockOwner>, MutexError> {
+///
+/// # Errors
+/// When the file or the kernel's list can't be seen.
+pub fn owners(path: &Path) -> Result<Vec<LockOwner>, MutexError> {
     let failed = |source| MutexError::File { path: path.to_owned(), source };
     let found = match path.symlink_metadata() {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
