@@ -6,6 +6,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`cli`] | the commands; the only code that prints |
+//! | [`doctor`] | looks for what keeps baton from working here |
 //! | [`service`] | the agent under systemd: what systemd is told, the journal |
 //! | [`deploy`] | the orchestrator's side: project file, variables and scopes, plan |
 //! | [`client`] | connects to an agent and follows scripts |
@@ -41,6 +42,7 @@ pub mod client;
 pub mod config;
 pub mod crash;
 pub mod deploy;
+pub mod doctor;
 pub mod durable;
 pub mod filewatch;
 pub mod fleet;

@@ -17,6 +17,7 @@ use syn::visit::Visit;
 /// The modules from the user down to the disk. A module uses those behind it, never those before.
 const LAYERS: [&str; 28] = [
     "cli",
+    "doctor",
     "service",
     "deploy",
     "client",

@@ -7,6 +7,7 @@ mod config;
 mod demo;
 mod deploy;
 mod detail;
+mod doctor;
 mod drain;
 mod failure;
 mod flock;
@@ -57,6 +58,7 @@ Examples:
   baton deploy web.toml -e Test --dry-run      what a deployment would run where
   baton --instance blue queue                  the same of another agent of this machine
   baton demo                                   see five projects share a machine
+  baton doctor                                 what keeps baton from working here
 
 Exit status: the script's own; else 124 run time limit, 75 queue time limit or busy,
 130 cancelled, 126/127 not started, 69 agent unreachable, 77 not trusted or not allowed,
@@ -149,6 +151,7 @@ enum Command {
     Config(config::ConfigArgs),
     Target(target::TargetArgs),
     Identity(identity::IdentityArgs),
+    Doctor(doctor::DoctorArgs),
     Demo(demo::DemoArgs),
     /// Print the completion script for a shell
     ///
@@ -284,6 +287,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Config(args) => config::config(args, folders),
         Command::Target(args) => target::target(args, &folders),
         Command::Identity(args) => identity::identity(&args, &folders),
+        Command::Doctor(args) => doctor::doctor(args, folders),
         Command::Completion { shell } => completion(shell),
     }
 }

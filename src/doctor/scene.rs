@@ -1,0 +1,157 @@
+//! What several checks need to know: the folders, the configuration, the agent and what it says of itself.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::asking::{self, ANSWER_LIMIT, Soon};
+use super::finding::Finding;
+use super::target::{self, Wanted};
+use crate::client::{Client, ClientError, connect};
+use crate::config::{Config, ConfigError, Directories, Overrides};
+use crate::mutex::locks;
+use crate::process::Process;
+use crate::wire::v1::InfoResponse;
+
+/// The machine as the checks see it.
+pub struct Scene {
+    pub(super) folders: Directories,
+    config: Soon<Result<Config, ConfigError>>,
+    agent: Soon<Agent>,
+    info: Soon<Told>,
+    target: Option<Soon<Told>>,
+}
+
+/// The agent on these folders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Agent {
+    /// It runs; this is its process.
+    Runs(Process),
+    /// None runs.
+    Absent,
+    /// It can't be seen from here.
+    Unseen(String),
+}
+
+/// What an agent said of itself.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// What it is; and its clock, with the time here in the middle of the call.
+    Answered { info: Box<InfoResponse>, clocks: Option<(Timestamp, Timestamp)> },
+    /// It refused, or is not there.
+    Failed(ClientError),
+    /// Why it can't even be asked.
+    Unasked(Finding),
+    /// It is silent.
+    Late,
+}
+
+impl Scene {
+    /// Begins to look at this machine, or at a target.
+    pub fn new(folders: Directories, wanted: Option<Wanted>) -> Self {
+        let config_folder = folders.config.clone();
+        let lock = folders.state.join("agent.lock");
+        let (here, from) = (folders.clone(), folders.clone());
+        Self {
+            folders,
+            config: Soon::begin(move || Config::load(&config_folder, Overrides::default())),
+            agent: Soon::begin(move || find_agent(&lock)),
+            info: Soon::begin(move || ask_agent(&here)),
+            target: wanted.map(|wanted| Soon::begin(move || target::ask(&wanted, &from))),
+        }
+    }
+
+    /// The agent's configuration, with defaults where it has none; `None` when it can't be read.
+    pub(super) fn config(&self) -> Option<Arc<Result<Config, ConfigError>>> {
+        self.config.get()
+    }
+
+    /// The configuration, or the defaults.
+    pub(super) fn config_or_default(&self) -> Option<Config> {
+        match self.config.get()?.as_ref() {
+            Ok(config) => Some(config.clone()),
+            Err(_) => None,
+        }
+    }
+
+    /// The agent on the state folder.
+    pub(super) fn agent(&self) -> Agent {
+        let unseen = || Agent::Unseen("the state folder does not answer".to_owned());
+        self.agent.get().map_or_else(unseen, |agent| agent.as_ref().clone())
+    }
+
+    /// Its process, if one is seen to run.
+    pub(super) fn process(&self) -> Option<Process> {
+        match self.agent() {
+            Agent::Runs(process) => Some(process),
+            Agent::Absent | Agent::Unseen(_) => None,
+        }
+    }
+
+    /// Its process, or what to say without one.
+    pub(super) fn running(&self) -> Result<Process, Finding> {
+        match self.agent() {
+            Agent::Runs(process) => Ok(process),
+            Agent::Absent => Err(Finding::ok("no agent runs")),
+            Agent::Unseen(_) => Err(Finding::needs_root("the agent")),
+        }
+    }
+
+    /// What this machine's agent says of itself; `None` when nobody could ask.
+    pub(super) fn info(&self) -> Option<Arc<Told>> {
+        self.info.get()
+    }
+
+    /// What the target says of itself.
+    pub(super) fn target(&self) -> Option<Arc<Told>> {
+        self.target.as_ref()?.get()
+    }
+
+    /// The users who may own what the agent and this command use.
+    pub(super) fn users(&self) -> Vec<u32> {
+        let agents =
+            self.process().and_then(|p| std::fs::metadata(format!("/proc/{}", p.pid)).ok());
+        let own = rustix::process::geteuid().as_raw();
+        [0, own].into_iter().chain(agents.map(|found| found.uid())).collect()
+    }
+}
+
+/// The agent is who has the lock of the state folder.
+fn find_agent(lock: &std::path::Path) -> Agent {
+    match locks::owners(lock) {
+        Ok(owners) => owners
+            .iter()
+            .find_map(|owner| Process::read(owner.pid))
+            .map_or(Agent::Absent, Agent::Runs),
+        Err(error) => Agent::Unseen(crate::text::chain(&error)),
+    }
+}
+
+fn ask_agent(folders: &Directories) -> Told {
+    let socket = match folders.socket() {
+        Ok(socket) => socket,
+        Err(error) => {
+            let hint = "BATON_RUNTIME_DIR names a folder with a shorter path";
+            return Told::Unasked(Finding::error(error.to_string()).hint(hint));
+        }
+    };
+    answer(async move { Ok(Client::new(connect::unix(&socket).await?)) })
+}
+
+/// What the agent behind a connection says, within the limit.
+pub(super) fn answer(connecting: impl Future<Output = Result<Client, ClientError>>) -> Told {
+    let asked = asking::within(ANSWER_LIMIT, async {
+        let client = connecting.await?;
+        let before = Timestamp::now();
+        let (info, clock) = client.info_and_clock().await?;
+        let middle = before + Timestamp::now().duration_since(before) / 2;
+        Ok((info, clock.map(|clock| (clock, middle))))
+    });
+    match asked {
+        Ok(Some(Ok((info, clocks)))) => Told::Answered { info: Box::new(info), clocks },
+        Ok(Some(Err(error))) => Told::Failed(error),
+        Ok(None) => Told::Late,
+        Err(error) => Told::Unasked(Finding::unknown(format!("nobody can be asked: {error}"))),
+    }
+}
