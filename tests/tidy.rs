@@ -15,7 +15,7 @@ use syn::spanned::Spanned as _;
 use syn::visit::Visit;
 
 /// The modules from the user down to the disk. A module uses those behind it, never those before.
-const LAYERS: [&str; 28] = [
+const LAYERS: [&str; 29] = [
     "cli",
     "doctor",
     "service",

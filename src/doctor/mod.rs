@@ -149,7 +149,7 @@ mod tests {
     fn scene(root: &std::path::Path) -> Arc<Scene> {
         let [config, state, runtime, mutex] =
             ["config", "state", "run", "mutex"].map(|name| root.join(name));
-        Arc::new(Scene::new(Directories { config, state, runtime, mutex }, None))
+        Arc::new(Scene::new(Directories { config, state, runtime, mutex, instance: None }, None))
     }
 
     fn hang(_: &Scene) -> Finding {

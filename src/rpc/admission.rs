@@ -15,6 +15,7 @@ use tower::{Layer, Service};
 use super::listen::Caller;
 use super::status;
 use crate::trust::{PeerBook, Role};
+use crate::wire::v1;
 
 /// The methods and who may call them at least.
 const METHODS: &[(&str, Role)] = &[
@@ -146,7 +147,10 @@ fn check(what: &str, needed: Role, admitted: Admitted) -> Result<Admitted, Statu
 }
 
 /// Refuses an abandon by those who may only cancel.
-pub(super) fn may_abandon<T>(request: &Request<T>) -> Result<(), Status> {
+pub(super) fn may_cancel(request: &Request<v1::CancelRequest>) -> Result<(), Status> {
+    if !request.get_ref().abandon {
+        return Ok(());
+    }
     let Some(admitted) = request.extensions().get::<Admitted>() else {
         return Err(status::refusal("caller is not known"));
     };

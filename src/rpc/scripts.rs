@@ -152,9 +152,7 @@ impl v1::scripts_server::Scripts for Service {
         request: Request<v1::CancelRequest>,
     ) -> Result<Response<v1::CancelResponse>, Status> {
         let caller = caller(&request);
-        if request.get_ref().abandon {
-            admission::may_abandon(&request)?;
-        }
+        admission::may_cancel(&request)?;
         let v1::CancelRequest { script_id, reason, abandon } = request.into_inner();
         let id = parse_id(&script_id)?;
         crate::script::check_text(&reason, MAX_REASON_BYTES)
