@@ -12,6 +12,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use baton::script::Phase;
+use baton::snapshot::Snapshot;
 use rustix::process::{Pid, Signal, kill_process};
 use support::{
     BATON, DEADLINE, Started, TestAgent, World, exited, finish, lines, reason, soon, write,
@@ -165,9 +166,13 @@ async fn a_stop_waits_for_what_runs_and_starts_nothing_more() {
     let (code, said, _) = finish(status.args(["agent", "status"]));
     assert_eq!(code, 0);
     assert!(said.contains("the agent stops"), "{said}");
-    // Who follows goes on to hear of it.
-    gate.open();
-    assert!(exited(&running.outcome().await, 0));
+    // Who follows goes on to hear of it: from here on, the agent may end at once.
+    let follows = |script: &Snapshot| {
+        gate.open();
+        script.phase.is_done()
+    };
+    let Phase::Done(outcome) = running.until("done", follows).await.phase else { unreachable!() };
+    assert!(exited(&outcome, 0));
     agent.ends().await;
     assert_eq!(lines(&log), ["first"]);
     // No drain is left behind.

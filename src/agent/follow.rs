@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::{Agent, AgentError};
 use crate::journal::{JournalError, Reader, Record};
@@ -64,6 +65,8 @@ pub struct Follow {
     own_changes: Option<watch::Receiver<()>>,
     queue_changes: watch::Receiver<()>,
     over: bool,
+    /// When it is to end although the script goes on.
+    stop: CancellationToken,
 }
 
 impl Agent {
@@ -94,6 +97,7 @@ impl Agent {
             own_changes,
             queue_changes,
             over: false,
+            stop: self.stopping().clone(),
         };
         follow.open().await?;
         if follow.reader.is_none() && offset > 0 {
@@ -104,6 +108,13 @@ impl Agent {
 }
 
 impl Follow {
+    /// Ends with [`AgentError::Stopping`] from then on, unless the script is done: its end is told first.
+    #[must_use]
+    pub fn until(mut self, stop: CancellationToken) -> Self {
+        self.stop = stop;
+        self
+    }
+
     /// What happens next; `None` after the end. The last is how the script stands when it is done.
     ///
     /// # Cancel safety
@@ -131,6 +142,9 @@ impl Follow {
                 self.reader = None;
             }
             let done = snapshot.phase.is_done();
+            if !done && self.stop.is_cancelled() {
+                return Err(AgentError::Stopping);
+            }
             let news = self.told.as_ref().is_none_or(|told| told.differs(&snapshot));
             if news && !done {
                 self.told = Some(snapshot.clone());
@@ -182,6 +196,7 @@ impl Follow {
                 }
             }
             changed = queue_changes.changed() => changed.unwrap_or_default(),
+            () = self.stop.cancelled() => {}
         }
     }
 

@@ -40,20 +40,15 @@ impl Service {
         follow: Follow,
         message: fn(Option<v1::ScriptEvent>) -> T,
     ) -> Response<Events<T>> {
-        let stop = self.stop.clone();
-        let next = move |follow: Option<Follow>| {
-            let stop = stop.clone();
-            async move {
-                let mut follow = follow?;
-                match stop.run_until_cancelled(follow.next()).await {
-                    Some(Ok(Some(event))) => Some((Ok(message(Some(event.into()))), Some(follow))),
-                    Some(Ok(None)) => None,
-                    Some(Err(error)) => Some((Err(status::agent(&error)), None)),
-                    None => Some((Err(status::stopping()), None)),
-                }
+        let next = move |follow: Option<Follow>| async move {
+            let mut follow = follow?;
+            match follow.next().await {
+                Ok(Some(event)) => Some((Ok(message(Some(event.into()))), Some(follow))),
+                Ok(None) => None,
+                Err(error) => Some((Err(status::agent(&error)), None)),
             }
         };
-        Response::new(Box::pin(unfold(Some(follow), next)))
+        Response::new(Box::pin(unfold(Some(follow.until(self.stop.clone())), next)))
     }
 }
 
