@@ -219,25 +219,77 @@ async fn who_is_told_twice_to_stop_waits_no_longer() {
     assert!(exited(&script.outcome().await, 0));
 }
 
-#[test]
-fn an_instance_has_folders_of_its_own_and_the_mutexes_are_common() {
+/// The command of a user who is not root, with a home of its own.
+fn as_nobody(world: &World) -> Command {
     use std::fs::Permissions;
     use std::os::unix::fs::{PermissionsExt as _, chown};
-    let world = World::new();
     let home = world.path("home");
     std::fs::create_dir_all(&home).unwrap();
     let is_root = rustix::process::geteuid().is_root();
+    let mut command = if is_root { Command::new("setpriv") } else { Command::new(BATON) };
     if is_root {
         // Root's folders are the system's: nobody's are in his home.
         std::fs::set_permissions(world.path(""), Permissions::from_mode(0o755)).unwrap();
         chown(&home, Some(65534), Some(65534)).unwrap();
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", BATON]);
     }
+    command.env_clear().env("HOME", &home).env("PATH", std::env::var("PATH").unwrap());
+    command
+}
+
+#[test]
+fn a_dry_run_of_an_installation_says_all_of_it_to_anybody() {
+    let world = World::new();
+    let mut command = as_nobody(&world);
+    command.args([
+        "--instance",
+        "of-a-test",
+        "service",
+        "install",
+        "--dry-run",
+        "--user",
+        "nobody",
+    ]);
+    let (code, said, error) = finish(command.arg("--separate-mutex"));
+    assert_eq!(code, 0, "{error}");
+    for part in [
+        "# write /etc/baton/instances/of-a-test/agent.toml:\n",
+        "# write /etc/systemd/system/baton@of-a-test.service.d/50-baton.conf:\n",
+        "\nUser=nobody\n",
+        "# write /etc/tmpfiles.d/baton-nobody.conf:\n",
+        "# run: systemctl enable baton@of-a-test.service\n",
+        "# run: systemctl restart baton@of-a-test.service\n",
+    ] {
+        assert!(said.contains(part), "{part:?} in {said}");
+    }
+    assert!(error.contains("/run/lock/baton-nobody"), "{error}");
+    assert!(!Path::new("/etc/baton/instances/of-a-test").exists());
+}
+
+#[test]
+fn who_can_t_change_services_is_told_what_helps() {
+    let world = World::new();
+    let has_systemd = Path::new("/run/systemd/system").is_dir();
+    let (expected, hint) = if has_systemd { (77, "sudo") } else { (1, "packaging/openrc") };
+    for verb in ["install", "uninstall", "start", "stop", "restart"] {
+        let (code, said, error) = finish(as_nobody(&world).args(["service", verb]));
+        assert_eq!((code, said.as_str()), (expected, ""), "{verb}: {error}");
+        let hints: Vec<_> = error.lines().filter(|line| line.starts_with("hint: ")).collect();
+        assert!(hints.iter().any(|line| line.contains(hint)), "{error}");
+    }
+    let mut unknown = as_nobody(&world);
+    let (code, _, error) =
+        finish(unknown.args(["service", "install", "--dry-run", "--user", "no-such-user"]));
+    assert_eq!(code, 2);
+    assert!(error.contains("\"no-such-user\" is not known"), "{error}");
+}
+
+#[test]
+fn an_instance_has_folders_of_its_own_and_the_mutexes_are_common() {
+    let world = World::new();
+    let home = world.path("home");
     let baton = |instance: &str, words: &[&str]| {
-        let mut command = if is_root { Command::new("setpriv") } else { Command::new(BATON) };
-        if is_root {
-            command.args(["--reuid=65534", "--regid=65534", "--clear-groups", BATON]);
-        }
-        command.env_clear().env("HOME", &home).env("PATH", std::env::var("PATH").unwrap());
+        let mut command = as_nobody(&world);
         let (code, said, error) = finish(command.args(["--instance", instance]).args(words));
         (code, said.trim().to_owned(), error)
     };

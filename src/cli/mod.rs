@@ -29,6 +29,7 @@ mod remote;
 mod rollout;
 mod run;
 mod screen;
+mod service;
 mod show;
 mod target;
 mod timeline;
@@ -149,6 +150,7 @@ enum Command {
     Deploy(Box<deploy::DeployArgs>),
     Agent(agent::AgentArgs),
     Config(config::ConfigArgs),
+    Service(service::ServiceArgs),
     Target(target::TargetArgs),
     Identity(identity::IdentityArgs),
     Doctor(doctor::DoctorArgs),
@@ -285,6 +287,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Deploy(args) => deploy::deploy(*args, &folders),
         Command::Agent(args) => agent::agent(args, folders),
         Command::Config(args) => config::config(args, folders),
+        Command::Service(args) => service::service(args, folders.instance.as_ref()),
         Command::Target(args) => target::target(args, &folders),
         Command::Identity(args) => identity::identity(&args, &folders),
         Command::Doctor(args) => doctor::doctor(args, folders),
@@ -300,9 +303,7 @@ fn completion(shell: clap_complete::Shell) -> Result<ExitCode, Failure> {
 }
 
 /// Runs a command that calls an agent.
-fn asynchronous(
-    command: impl Future<Output = Result<ExitCode, Failure>>,
-) -> Result<ExitCode, Failure> {
+fn asynchronous<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(command);
     // A thread may be stuck in a write to a pipe that nobody reads.

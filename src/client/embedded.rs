@@ -97,17 +97,19 @@ fn sweep(parent: &std::path::Path) {
         }
         let lock = std::fs::File::open(entry.path().join("agent.lock"));
         let dead = lock.is_ok_and(|lock| os::try_lock_exclusive(&lock).unwrap_or(false));
-        if dead && !has_living_supervisor(&entry.path()) {
+        if dead && count_living(&entry.path()) == 0 {
             std::fs::remove_dir_all(entry.path()).unwrap_or_default();
         }
     }
 }
 
-/// A supervisor that still ends its script keeps its workspace.
-fn has_living_supervisor(state: &std::path::Path) -> bool {
+/// How many scripts of a state folder run, with or without an agent: a living supervisor keeps its file
+/// locked.
+pub fn count_living(state: &std::path::Path) -> usize {
     let scripts = std::fs::read_dir(state.join("scripts")).into_iter().flatten().flatten();
-    scripts.into_iter().any(|script| {
+    let is_living = |script: &std::fs::DirEntry| {
         let lock = std::fs::File::open(script.path().join("supervisor"));
         lock.is_ok_and(|lock| !os::try_lock_exclusive(&lock).unwrap_or(true))
-    })
+    };
+    scripts.filter(is_living).count()
 }

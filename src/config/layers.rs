@@ -100,7 +100,19 @@ impl Sources {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(source) => return Err(ConfigError::File { path: self.file.clone(), source }),
         };
-        let Document { given: mut layers, mut problems } = Document::read(&self.file, &text);
+        self.read_text(&text, variables)
+    }
+
+    /// The same with a text instead of the file.
+    ///
+    /// # Errors
+    /// When something is said that isn't known or allowed.
+    pub fn read_text(
+        &self,
+        text: &str,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Layers, ConfigError> {
+        let Document { given: mut layers, mut problems } = Document::read(&self.file, text);
         let environment = Environment::read(variables);
         layers.extend(environment.given);
         layers.extend(self.overrides.given());
