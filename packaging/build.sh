@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Builds the packages: .deb (dpkg-deb), .rpm (rpmbuild) and a tarball, with their SHA-256.
 # The same sources, version and SOURCE_DATE_EPOCH make the same bytes.
-set -euo pipefail
+set -Eeuo pipefail
+# Not every command that fails says so.
+trap 'printf "error: packaging/build.sh, line %s: %s\n" "$LINENO" "$BASH_COMMAND" >&2' ERR
 cd "$(dirname "$0")/.."
 umask 022
 export LC_ALL=C TZ=UTC

@@ -8,7 +8,6 @@ must "its agent serves" eventually 30 serves
 echo 'queue_length = 500' | inside tee --append /etc/baton/agent.toml > /dev/null
 inside systemctl restart baton.service
 gate open
-gate again
 
 # Each notes when it begins and when it ends.
 noted() { # ID TEXT
@@ -77,6 +76,13 @@ pauses() {
   printf '%d' $((longest / 1000000))
 }
 check "from one script to the next it took $(pauses) ms at most" test "$(pauses)" -lt 20000
+
+# A deployment that brings the next version of what runs it.
+before=$(unit MainPID)
+check "a script upgrades the package under itself and goes on" says "to its end" \
+  inside baton run --id self -c "dpkg --install --force-downgrade $PREVIOUS && echo to its end"
+check "it has its outcome" reaches self "exited with 0"
+check "the agent is another one" agent_is_not "$before"
 
 # Who stopped an agent wants it stopped.
 inside systemctl stop baton.service
