@@ -190,11 +190,18 @@ build_tar() {
     --mtime "@$SOURCE_DATE_EPOCH" "$name" | gzip --no-name ${fast:+--fast} > "$out/$name.tar.gz"
 }
 
-[[ $binary ]] || build_program
-copy_program
-look_at_program
-mkdir -p "$out"
-for kind in "${kinds[@]}"; do "build_$kind"; done
-sums=$(cd "$out" && find . -maxdepth 1 -type f ! -name SHA256SUMS -printf '%P\0' | sort --zero-terminated | xargs --null sha256sum)
-printf '%s\n' "$sums" | tee "$out/SHA256SUMS"
-printf 'in %s; they need glibc %s or newer\n' "$out" "$glibc"
+main() {
+  local kind sums
+  [[ $binary ]] || build_program
+  copy_program
+  look_at_program
+  mkdir -p "$out"
+  for kind in "${kinds[@]}"; do "build_$kind"; done
+  sums=$(cd "$out" && find . -maxdepth 1 -type f ! -name SHA256SUMS -printf '%P\0' |
+    sort --zero-terminated | xargs --null sha256sum)
+  printf '%s\n' "$sums" | tee "$out/SHA256SUMS"
+  printf 'in %s; they need glibc %s or newer\n' "$out" "$glibc"
+}
+
+# In one line with its end: bash reads a script as it goes, and a build takes minutes in which the file may change.
+main && exit
