@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -132,12 +132,7 @@ fn try_locks(folder: &Path) -> Tried {
         Ok(false) => return Tried::Untried("somebody else has the file".to_owned()),
         Err(error) => return Tried::Refused(error.to_string()),
     }
-    let started = file.try_clone().and_then(|heir| {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", "read -r _"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(heir);
-        #[expect(clippy::disallowed_methods, reason = "it only sleeps, and ends with its input")]
-        shell.spawn()
-    });
+    let started = file.try_clone().and_then(sleeper);
     let mut shell = match started {
         Ok(shell) => shell,
         Err(error) => return Tried::Untried(format!("sh: {error}")),
@@ -147,6 +142,14 @@ fn try_locks(folder: &Path) -> Tried {
     // It ends by itself: there is nothing more to read.
     drop(shell.wait());
     tried.unwrap_or_else(|error| Tried::Untried(error.to_string()))
+}
+
+/// A shell that has a file as its standard error, and sleeps until its input ends.
+fn sleeper(file: File) -> io::Result<Child> {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "read -r _"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(file);
+    #[expect(clippy::disallowed_methods, reason = "it only sleeps, and ends with its input")]
+    shell.spawn()
 }
 
 fn try_against(file: File, shell: u32) -> io::Result<Tried> {
@@ -285,9 +288,25 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(try_locks(root.path()), Tried::Hold);
         assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
-        // A lock that is not inherited: the file that the shell has is another one's.
-        let file = unnamed(root.path()).unwrap();
-        assert!(matches!(try_against(file, std::process::id()), Ok(Tried::Shared) | Err(_)));
+    }
+
+    #[test]
+    fn a_lock_that_excludes_nobody_or_is_not_inherited_is_seen() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("file");
+        let open =
+            || File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        for (is_locked, expected) in [(false, Tried::Shared), (true, Tried::Lost)] {
+            let file = open().unwrap();
+            if is_locked {
+                assert!(os::try_lock_exclusive(&file).unwrap());
+            }
+            // It has the file open, and not by the lock's descriptor.
+            let mut shell = sleeper(open().unwrap()).unwrap();
+            assert_eq!(try_against(file, shell.id()).unwrap(), expected);
+            drop(shell.stdin.take());
+            shell.wait().unwrap();
+        }
     }
 
     #[test]
