@@ -200,6 +200,10 @@ fn what_is_wrong_with_identity_and_configuration_is_found() {
     report.says("ports.listen", "unknown", "configuration");
     write(&config.join("agent.toml"), "listen = \"none\"\n");
 
+    let mut mistyped = world.baton_at("a");
+    let report = doctor(mistyped.arg("doctor").env("BATON_QUEU_LENGTH", "5"));
+    report.says("configuration.environment", "warning", "BATON_QUEUE_LENGTH");
+
     set_mode(&config, 0o777);
     doctor_at(&world, "a").says("configuration.permissions", "error", "chmod go-w");
     set_mode(&config, 0o755);
@@ -312,8 +316,12 @@ async fn a_mutex_folder_that_excludes_nobody_is_found() {
     // The agent means another one than this command.
     let mut command = world.baton_at("a");
     command.args(["agent", "run"]).env("BATON_MUTEX_DIR", world.path("other"));
+    command.env("BATON_MIN_FREE_BYTE", "1");
     let agent = world.await_agent("a", command).await;
-    doctor_at(&world, "a").says("mutexes.shared", "error", "BATON_MUTEX_DIR");
+    let report = doctor_at(&world, "a");
+    report.says("mutexes.shared", "error", "BATON_MUTEX_DIR");
+    // Of the agent's environment, not of this command's.
+    report.says("configuration.environment", "warning", "BATON_MIN_FREE_BYTES");
     drop(agent);
 }
 

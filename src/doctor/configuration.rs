@@ -1,12 +1,13 @@
 //! The configuration: whether it can be read, what the environment sets, who may change it.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::finding::Finding;
-use super::scene::Scene;
+use super::scene::{Scene, environment_of};
 use crate::config::client::ClientConfig;
 use crate::config::{Config, ConfigError};
 use crate::deploy::load;
@@ -22,7 +23,7 @@ const FILES: [&str; 6] =
 pub(super) fn agent(scene: &Scene) -> Finding {
     let path = scene.folders.config.join("agent.toml");
     match scene.config().as_deref() {
-        Some(Ok(config)) => judge_config(config, &path, path.exists()),
+        Some(Ok(layers)) => judge_config(&layers.config, &path, path.exists()),
         Some(Err(error)) => refused(error),
         None => Finding::error(format!("{} does not answer", path.display()))
             .hint("it is no plain file, or its file system hangs"),
@@ -72,32 +73,42 @@ pub(super) fn client(scene: &Scene) -> Finding {
 
 /// What the environment sets, here and for the agent. Names only: a value may be a secret.
 pub(super) fn environment(scene: &Scene) -> Finding {
-    let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
-    let own: BTreeSet<String> = names.filter(|name| name.starts_with(PREFIX)).collect();
-    let agents = scene.process().and_then(|process| {
-        let text = std::fs::read(format!("/proc/{}/environ", process.pid)).ok()?;
-        let names = text.split(|byte| *byte == 0).map(|variable| {
-            let name = variable.split(|byte| *byte == b'=').next().unwrap_or_default();
-            String::from_utf8_lossy(name).into_owned()
-        });
-        Some(names.filter(|name| name.starts_with(PREFIX)).collect())
-    });
-    judge_environment(&own, agents.as_ref())
+    let names = |variables: &mut dyn Iterator<Item = (OsString, OsString)>| {
+        let names = variables.map(|(name, _)| name.to_string_lossy().into_owned());
+        names.filter(|name| name.starts_with(PREFIX)).collect::<BTreeSet<String>>()
+    };
+    let own = names(&mut std::env::vars_os());
+    let agents = scene.process().and_then(|process| environment_of(&process));
+    let agents = agents.map(|variables| names(&mut variables.into_iter()));
+    let mistyped = match scene.config().as_deref() {
+        Some(Ok(layers)) => layers.mistyped.clone(),
+        Some(Err(_)) | None => Vec::new(),
+    };
+    judge_environment(&own, agents.as_ref(), &mistyped)
 }
 
-fn judge_environment(own: &BTreeSet<String>, agents: Option<&BTreeSet<String>>) -> Finding {
+/// `mistyped`: variables that look like those of keys, each with what helps.
+fn judge_environment(
+    own: &BTreeSet<String>,
+    agents: Option<&BTreeSet<String>>,
+    mistyped: &[(String, String)],
+) -> Finding {
     let list = |names: &BTreeSet<String>| match names.len() {
         0 => "nothing".to_owned(),
         _ => names.iter().map(String::as_str).collect::<Vec<_>>().join(", "),
     };
     let here = format!("set here: {}", list(own));
-    match agents {
+    let mut findings = vec![match agents {
         Some(agents) if agents != own => {
             Finding::ok(format!("{here}; for the agent: {}", list(agents)))
         }
         Some(_) => Finding::ok(format!("{here}, the same for the agent")),
         None => Finding::ok(here),
+    }];
+    for (name, hint) in mistyped {
+        findings.push(Finding::warning(format!("{name} is no key's variable")).hint(hint));
     }
+    Finding::all(findings)
 }
 
 /// Nobody else may change what the agent does and whom it trusts.
@@ -168,9 +179,12 @@ mod tests {
     #[test]
     fn what_the_environment_sets_is_told_by_name() {
         let set = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
-        let found = judge_environment(&set(&["BATON_A"]), Some(&set(&[]))).found;
+        let found = judge_environment(&set(&["BATON_A"]), Some(&set(&[])), &[]).found;
         assert_eq!(found, "set here: BATON_A; for the agent: nothing");
-        assert_eq!(judge_environment(&set(&[]), None).found, "set here: nothing");
+        assert_eq!(judge_environment(&set(&[]), None, &[]).found, "set here: nothing");
+        let mistyped = [("BATON_GRAC".to_owned(), "did you mean BATON_GRACE?".to_owned())];
+        let finding = judge_environment(&set(&["BATON_GRAC"]), None, &mistyped);
+        assert_eq!(finding.verdict, Verdict::Warning);
     }
 
     #[test]

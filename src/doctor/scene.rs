@@ -1,5 +1,7 @@
 //! What several checks need to know: the folders, the configuration, the agent and what it says of itself.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
@@ -9,7 +11,7 @@ use super::asking::{self, ANSWER_LIMIT, Soon};
 use super::finding::Finding;
 use super::target::{self, Wanted};
 use crate::client::{Client, ClientError, connect};
-use crate::config::{Config, ConfigError, Directories, Overrides};
+use crate::config::{Config, ConfigError, Directories, Layers, Overrides, Sources};
 use crate::mutex::locks;
 use crate::process::Process;
 use crate::wire::v1::InfoResponse;
@@ -17,7 +19,7 @@ use crate::wire::v1::InfoResponse;
 /// The machine as the checks see it.
 pub struct Scene {
     pub(super) folders: Directories,
-    config: Soon<Result<Config, ConfigError>>,
+    config: Soon<Result<Layers, ConfigError>>,
     agent: Soon<Agent>,
     info: Soon<Told>,
     target: Option<Soon<Told>>,
@@ -50,12 +52,13 @@ pub(super) enum Told {
 impl Scene {
     /// Begins to look at this machine, or at a target.
     pub fn new(folders: Directories, wanted: Option<Wanted>) -> Self {
-        let config_folder = folders.config.clone();
+        let sources = Sources::of(&folders.config, Overrides::default());
         let lock = folders.state.join("agent.lock");
+        let same_lock = lock.clone();
         let (here, from) = (folders.clone(), folders.clone());
         Self {
             folders,
-            config: Soon::begin(move || Config::load(&config_folder, Overrides::default())),
+            config: Soon::begin(move || read_config(&sources, &same_lock)),
             agent: Soon::begin(move || find_agent(&lock)),
             info: Soon::begin(move || ask_agent(&here)),
             target: wanted.map(|wanted| Soon::begin(move || target::ask(&wanted, &from))),
@@ -63,14 +66,14 @@ impl Scene {
     }
 
     /// The agent's configuration, with defaults where it has none; `None` when it can't be read.
-    pub(super) fn config(&self) -> Option<Arc<Result<Config, ConfigError>>> {
+    pub(super) fn config(&self) -> Option<Arc<Result<Layers, ConfigError>>> {
         self.config.get()
     }
 
     /// The configuration, or the defaults.
     pub(super) fn config_or_default(&self) -> Option<Config> {
         match self.config.get()?.as_ref() {
-            Ok(config) => Some(config.clone()),
+            Ok(layers) => Some(layers.config.as_ref().clone()),
             Err(_) => None,
         }
     }
@@ -115,6 +118,28 @@ impl Scene {
         let own = rustix::process::geteuid().as_raw();
         [0, own].into_iter().chain(agents.map(|found| found.uid())).collect()
     }
+}
+
+/// The configuration as the agent has it, in its environment, or as one that is started from here would.
+fn read_config(sources: &Sources, lock: &std::path::Path) -> Result<Layers, ConfigError> {
+    match find_agent(lock) {
+        Agent::Runs(process) => match environment_of(&process) {
+            Some(variables) => sources.read_with(variables),
+            None => sources.read(),
+        },
+        Agent::Absent | Agent::Unseen(_) => sources.read(),
+    }
+}
+
+/// The environment with which a process was started; `None`: this user may not see it.
+pub(super) fn environment_of(process: &Process) -> Option<Vec<(OsString, OsString)>> {
+    let text = std::fs::read(format!("/proc/{}/environ", process.pid)).ok()?;
+    let pairs = text.split(|byte| *byte == 0).filter_map(|variable| {
+        let place = variable.iter().position(|byte| *byte == b'=')?;
+        let (name, value) = (&variable[..place], &variable[place + 1..]);
+        Some((OsString::from_vec(name.to_owned()), OsString::from_vec(value.to_owned())))
+    });
+    Some(pairs.collect())
 }
 
 /// The agent is who has the lock of the state folder.
