@@ -14,7 +14,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::StoreError;
 use super::schema::{known, private, version};
-use crate::durable;
+use crate::{crash, durable};
 
 /// How many copies are kept: of this migration, and of the one before.
 const KEPT: usize = 2;
@@ -102,6 +102,7 @@ pub(super) fn make(
     remove(&unfinished)?;
     private(&unfinished).map_err(file(&unfinished))?;
     copy_into(connection, &unfinished)?;
+    crash::point("mid copy");
     place(&unfinished, &path)?;
     for old in copies(database)?.into_iter().skip(KEPT) {
         remove(&old.path)?;

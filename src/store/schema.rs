@@ -5,6 +5,7 @@
 //! this baton may use the folder.
 
 use std::fs::{OpenOptions, Permissions};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::Duration;
@@ -41,11 +42,28 @@ pub(super) fn check(path: &Path) -> Result<(), StoreError> {
         return Ok(());
     }
     let failed = |source| StoreError::Open { path: path.to_owned(), source };
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_URI;
+    let connection = Connection::open_with_flags(uri(path), flags).map_err(failed)?;
     connection.busy_timeout(BUSY_LIMIT).map_err(failed)?;
     let found = version(&connection).map_err(failed)?;
     check_version(path, &connection, found)
+}
+
+/// A database without a log is looked at so that no empty one is left beside it.
+fn uri(path: &Path) -> String {
+    let mut uri = "file:".to_owned();
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'-' | b'.' | b'_' => uri.push(char::from(*byte)),
+            byte if byte.is_ascii_alphanumeric() => uri.push(char::from(*byte)),
+            byte => uri.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    uri + if Path::new(&log).exists() { "" } else { "?immutable=1" }
 }
 
 fn check_version(path: &Path, connection: &Connection, found: u64) -> Result<(), StoreError> {

@@ -108,6 +108,11 @@ async fn rule_3_a_newer_database_is_refused_and_so_is_something_else() {
         Store::open(&path),
         Err(StoreError::Newer { source: Newer { found: 99, .. }, .. })
     ));
+    // It is looked at under whatever name.
+    let odd = root.path().join("a %3f?b#ä.db");
+    std::fs::rename(&path, &odd).unwrap();
+    assert!(matches!(Store::check(&odd), Err(StoreError::Newer { .. })));
+    assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 1);
     crate::durable::replace_file(&path, &[b'x'; 4096], 0o600).unwrap();
     assert!(matches!(Store::open(&path), Err(StoreError::Open { .. })));
 }
