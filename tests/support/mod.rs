@@ -9,6 +9,7 @@ pub mod cable;
 pub mod disk;
 pub mod etcd;
 pub mod line;
+pub mod old;
 
 pub mod run;
 pub mod site;
