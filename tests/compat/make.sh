@@ -14,6 +14,7 @@
 #   VERSION/database-N.sql  the same scripts in each older version of the database
 #
 # The keys in it are throw-away keys: they were made for these files and nobody trusts them.
+# shellcheck disable=SC2016 # what is in single quotes is for the scripts to expand
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 version=$1 program=$(realpath "$2")
@@ -21,7 +22,6 @@ version=$1 program=$(realpath "$2")
 if [[ ${BOOT:-} != faked ]]; then
   boot=$(mktemp)
   echo "00000000-0000-4000-8000-000000000001" > "$boot"
-  # shellcheck disable=SC2016
   exec unshare -m sh -c 'mount --bind "$0" /proc/sys/kernel/random/boot_id && BOOT=faked exec "$@"' \
     "$boot" "$0" "$version" "$program"
 fi
@@ -50,11 +50,13 @@ until_ok() {
 stands() { "$baton" show "$1" --json | grep -q "\"phase\":\"$2\""; }
 # Somebody holds the mutex.
 is_held() { grep -q holds_since "$BATON_MUTEX_DIR/$1/line/"*.x; }
+is_done() { stands "$1" "done"; }
 run() { "$baton" run --detach --id "$@" > /dev/null; }
 # All processes below one, then that.
 end_tree() {
-  local child
-  for child in $(cat "/proc/$1/task/"*/children 2> /dev/null); do end_tree "$child"; done
+  local children child
+  read -ra children <<< "$(cat "/proc/$1/task/"*/children 2> /dev/null | tr '\n' ' ')"
+  for child in "${children[@]}"; do end_tree "$child"; done
   kill -KILL "$1" 2> /dev/null || true
 }
 kill_supervisor() { end_tree "$(cat "$scripts/$1/supervisor")"; }
@@ -76,37 +78,37 @@ run exited-0 --label project=web --label environment=Live --env WHO=world -c '
   printf "no newline, \303\244, \000\377"
   echo "version=1.2" >> "$BATON_OUTPUT"; echo "100 all" > "$BATON_PROGRESS"
   echo report > "$BATON_ARTIFACTS/report.txt"'
-until_ok stands exited-0 done
+until_ok is_done exited-0
 run exited-3 --bypass-mutex --at-most 2 --exclusive-key web/prod --label project=web -c 'echo three; exit 3'
-until_ok stands exited-3 done
+until_ok is_done exited-3
 run signalled --observe -c 'kill -KILL $$'
-until_ok stands signalled done
+until_ok is_done signalled
 run timed-out --timeout 1s -c 'echo begun; sleep 1000'
-until_ok stands timed-out done
+until_ok is_done timed-out
 run not-started --interpreter /nowhere/interpreter -c 'true'
-until_ok stands not-started done
+until_ok is_done not-started
 run too-much --max-output 10 -c 'echo 0123456789abcdef'
-until_ok stands too-much done
+until_ok is_done too-much
 run straggler -c 'sleep 1000 & echo left'
-until_ok stands straggler done
+until_ok is_done straggler
 run cancelled --label project=web -c 'echo running; sleep 1000'
 until_ok stands cancelled running
 run cancelled-queued -c 'true'
 run queue-timed-out --queue-timeout 1s -c 'true'
-until_ok stands queue-timed-out done
+until_ok is_done queue-timed-out
 "$baton" cancel cancelled-queued --reason "not needed" > /dev/null
 "$baton" cancel cancelled --reason "wrong version" > /dev/null
-until_ok stands cancelled done
+until_ok is_done cancelled
 run lost -c 'echo before; sleep 1000'
 until_ok stands lost running
 kill_supervisor lost
-until_ok stands lost done
+until_ok is_done lost
 "$baton" lease open --id lease-closed --reason "release 7" --ttl 1h > /dev/null
 "$baton" run --lease lease-closed --id under-lease -c 'echo under a lease'
 "$baton" lease close lease-closed --reason "all done" > /dev/null
-until_ok stands lease-closed done
+until_ok is_done lease-closed
 "$baton" lease open --id lease-expired --ttl 1s > /dev/null
-until_ok stands lease-expired done
+until_ok is_done lease-expired
 
 # A package in two versions, the second installed; files that were pushed.
 mkdir -p "$world/package/bin"
@@ -117,7 +119,7 @@ ln -s bin/app "$world/package/latest"
 printf '#!/bin/sh\necho app 2\n' > "$world/package/bin/app"
 "$baton" package send --id app --version 2.0 "$world/package" > /dev/null
 run install -c 'baton package install app 2.0'
-until_ok stands install done
+until_ok is_done install
 
 # Mutexes: a line that was used, one that was broken, one whose holder was killed, what runs once.
 "$baton" mutex run --shared log -- true
@@ -148,13 +150,12 @@ END
 "$baton" deploy "$world/web.toml" -e Live --release 1.4 --demo-targets 1 --run succeeded > /dev/null
 "$baton" deploy "$world/bad.toml" -e Live --release 1.5 --demo-targets 1 --run failed > /dev/null || true
 
-"$baton" list --phase done --limit 1000 --json > "$kept/history.jsonl"
+"$baton" list --phase "done" --limit 1000 --json > "$kept/history.jsonl"
 for id in exited-0 exited-3 signalled timed-out too-much straggler cancelled lost under-lease; do
   "$baton" logs "$id" > "$kept/logs/$id" 2> /dev/null || true
 done
 
 # Those that are not done when the agent and all that it started are killed.
-# shellcheck disable=SC2016
 note='echo "$BATON_SCRIPT_ID $BATON_ATTEMPT" >> "$BATON_WORKSPACE/../../../order"'
 run interrupted --mutex other -c 'echo before; sleep 1000'
 until_ok stands interrupted running
