@@ -21,6 +21,11 @@ use support::{BATON, Started, World, exited, finish, lines, spawn, write};
 /// EX_CONFIG: what is here is of a newer baton.
 const NEWER: i32 = 78;
 
+/// Makes a file into another one.
+type Edit = fn(&Path);
+/// Makes a job into that of another release.
+type Change = fn(&mut Value);
+
 fn old_machine() -> (World, PathBuf) {
     let world = World::new();
     newest().unpack(&world);
@@ -82,7 +87,6 @@ async fn the_state_of_a_newer_release_is_refused_and_stays_as_it_is() {
 
 #[test]
 fn each_file_of_a_newer_release_is_refused_by_name() {
-    type Edit = fn(&Path);
     let files: [(&str, Edit); 6] = [
         ("state/scripts/interrupted/job.json", raise),
         ("state/scripts/restarts/resume.json", raise),
@@ -208,8 +212,8 @@ async fn a_migration_that_is_killed_is_done_at_the_next_start() {
         // The copy is that of the old one, whole; nothing half made is left.
         assert_eq!(version(&database.with_file_name(format!("agent.db.before-v{known}"))), 1);
         assert!(!database.with_file_name("agent.db.copy").exists(), "{point}");
-        let last = Started { client: agent.client.clone(), id: "queued-shared".parse().unwrap() };
-        assert!(exited(&last.outcome().await, 0), "{point}");
+        let queued = Started { client: agent.client.clone(), id: "queued-shared".parse().unwrap() };
+        assert!(exited(&queued.outcome().await, 0), "{point}");
     }
 }
 
@@ -222,7 +226,7 @@ fn a_migration_that_fails_leaves_the_database_as_it_was() {
         all.map(Result::unwrap).collect()
     };
     let (_, sql) = newest().databases().swap_remove(0);
-    let cases: [(&str, fn(&Path)); 2] = [
+    let cases: [(&str, Edit); 2] = [
         // The last step finds something in its way; those before it went well.
         ("can't be migrated from version 1 to ", |database| {
             let connection = rusqlite::Connection::open(database).unwrap();
@@ -281,7 +285,6 @@ fn supervise(workspace: &Workspace, assignment: &Value) -> i32 {
 #[test]
 fn a_supervisor_works_for_an_older_and_for_a_newer_agent() {
     let more = |value: &mut Value| value["from_the_future"] = json!({"a": [1], "b": null});
-    type Change = fn(&mut Value);
     let older: Change = |job| {
         // All that came with later releases has a default.
         for field in ["open_files", "sensitive", "service_messages", "may_resume"] {

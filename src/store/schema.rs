@@ -53,17 +53,16 @@ pub(super) fn check(path: &Path) -> Result<(), StoreError> {
 
 /// A database without a log is looked at so that no empty one is left beside it.
 fn uri(path: &Path) -> String {
-    let mut uri = "file:".to_owned();
-    for byte in path.as_os_str().as_bytes() {
-        match byte {
-            b'/' | b'-' | b'.' | b'_' => uri.push(char::from(*byte)),
-            byte if byte.is_ascii_alphanumeric() => uri.push(char::from(*byte)),
-            byte => uri.push_str(&format!("%{byte:02x}")),
-        }
-    }
+    let encode = |byte: &u8| match byte {
+        b'/' | b'-' | b'.' | b'_' => char::from(*byte).to_string(),
+        byte if byte.is_ascii_alphanumeric() => char::from(*byte).to_string(),
+        byte => format!("%{byte:02x}"),
+    };
+    let encoded: String = path.as_os_str().as_bytes().iter().map(encode).collect();
     let mut log = path.as_os_str().to_owned();
     log.push("-wal");
-    uri + if Path::new(&log).exists() { "" } else { "?immutable=1" }
+    let options = if Path::new(&log).exists() { "" } else { "?immutable=1" };
+    format!("file:{encoded}{options}")
 }
 
 fn check_version(path: &Path, connection: &Connection, found: u64) -> Result<(), StoreError> {
