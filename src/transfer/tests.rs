@@ -256,6 +256,27 @@ fn rule_4_room_is_checked_first_and_limits_are_kept() {
 }
 
 #[test]
+fn another_configuration_counts_for_who_comes_and_who_is_on_the_way_keeps_what_it_began_with() {
+    let ground = Ground::with(|files| files.max_transfers = 2);
+    let content = b"0123456789";
+    let begun = ground.transfers.receive(&place("app"), offer(content)).unwrap();
+    let Receive::More(mut on_the_way) = begun else { panic!("it is there") };
+    let [first, second] = [(); 2].map(|()| ground.transfers.permit().unwrap());
+    let files = Files { roots: BTreeMap::new(), max_transfers: 1, ..Files::default() };
+    ground.transfers.configure(&files);
+    drop(first);
+    // As many as there may be now are still on their way.
+    assert!(matches!(ground.transfers.permit(), Err(TransferError::Busy(1))));
+    drop(second);
+    drop(ground.transfers.permit().unwrap());
+    let closed = ground.transfers.receive(&place("other"), offer(content));
+    assert!(matches!(closed, Err(TransferError::UnknownRoot { .. })));
+    on_the_way.write(content).unwrap();
+    on_the_way.finish().unwrap();
+    assert_eq!(ground.read("app").unwrap(), content);
+}
+
+#[test]
 fn uploads_to_one_path_at_the_same_time_all_end_and_none_is_torn() {
     let ground = Ground::new();
     let contents: Vec<Vec<u8>> = (0..8_u8).map(|n| vec![n / 2; 100_000]).collect();

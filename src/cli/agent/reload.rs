@@ -84,15 +84,20 @@ impl Hangups {
         Ok(Self { signal: tokio::signal::unix::signal(kind)?, ends_with_terminal })
     }
 
-    /// Reloads at each, as long as the agent lives.
-    pub(super) fn follow(self, agent: Agent, tasks: &TaskTracker, stop: CancellationToken) {
+    /// Reloads at each until `stop`; asks the agent to stop when its terminal is gone.
+    pub(super) fn follow(
+        self,
+        agent: Agent,
+        tasks: &TaskTracker,
+        asked: CancellationToken,
+        stop: &CancellationToken,
+    ) {
         let Self { mut signal, ends_with_terminal } = self;
-        let ends = stop.clone();
         let follow = async move {
             while signal.recv().await.is_some() {
                 if ends_with_terminal && !has_terminal() {
                     info!("the terminal is gone");
-                    stop.cancel();
+                    asked.cancel();
                 }
                 // It tells what has changed itself.
                 if let Err(error) = agent.reload().await {
@@ -100,7 +105,7 @@ impl Hangups {
                 }
             }
         };
-        drop(tasks.spawn(ends.run_until_cancelled_owned(follow)));
+        drop(tasks.spawn(stop.clone().run_until_cancelled_owned(follow)));
     }
 }
 

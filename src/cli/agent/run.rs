@@ -119,7 +119,7 @@ async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode, Failure> {
         failure.hint("an agent may run already; BATON_RUNTIME_DIR gives another one its own socket")
     })?);
     announce(&listeners, &folders)?;
-    hangups.follow(agent.clone(), &tasks, stop.clone());
+    hangups.follow(agent.clone(), &tasks, asked.clone(), &stop);
     info!(name = agent.config().name, socket = %socket.display(), "the agent serves");
     notify::ready().await;
     let serving = rpc::serve(agent.clone(), listeners, stop.clone());

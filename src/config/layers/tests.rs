@@ -288,7 +288,7 @@ fn a_variable_that_looks_like_a_key_s_is_told_and_no_other_is() {
     }
 }
 
-/// Each word `BATON_…` of the source is a key's, or is known to be none.
+/// Each word `BATON_…` of the source, but for what is mistyped on purpose, is a key's, or is known to be none.
 #[test]
 fn no_variable_of_the_source_is_taken_for_a_mistake() {
     let mut folders = vec![PathBuf::from("src"), "tests".into(), "share".into()];
@@ -298,7 +298,7 @@ fn no_variable_of_the_source_is_taken_for_a_mistake() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if !path.starts_with("src/config") {
+            } else if !path.starts_with("src/config") && path != Path::new("tests/config.rs") {
                 let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
                 let parts = text.split(|c: char| !(c.is_ascii_uppercase() || c == '_'));
                 seen.extend(parts.filter(|word| word.starts_with("BATON_")).map(str::to_owned));
