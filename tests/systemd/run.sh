@@ -63,7 +63,7 @@ needs() {
     skip "no overlay of / may be mounted"
 }
 
-# The control groups that a box gets for its own: one below ours in each hierarchy that systemd keeps its units in.
+# The control groups that a box gets for its own, named as the scratch folder: one below ours in each hierarchy that systemd keeps its units in.
 cgroups() {
   local number controllers path top
   while IFS=: read -r number controllers path; do
@@ -73,17 +73,17 @@ cgroups() {
       *) continue ;;
     esac
     # Above what may be seen from here.
-    [[ $path == /..* ]] || printf '%s\n' "$top${path%/}/baton-box-$$"
+    [[ $path == /..* ]] || printf '%s\n' "$top${path%/}/baton-box-${scratch##*.}"
   done < /proc/self/cgroup
 }
 
 make_cgroups() {
   local folder old
   while read -r folder; do
-    # What a run left that was killed.
-    for old in "${folder%-*}"-*; do
-      [[ ! -d $old || -d /proc/${old##*-} ]] || find "$old" -depth -type d -exec rmdir {} + 2> /dev/null || true
-    done
+    # What a run left that was killed. Not by its process: runs may be in several namespaces.
+    while read -r old; do
+      find "$old" -depth -type d -exec rmdir {} + 2> /dev/null || true
+    done < <(find "${folder%/*}" -maxdepth 1 -name 'baton-box-*' -mmin +60)
     mkdir "$folder" 2> /dev/null || skip "no control group may be made in ${folder%/*}"
   done < <(cgroups)
 }
