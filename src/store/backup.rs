@@ -2,7 +2,7 @@
 //! the program that could read it can be put back.
 //!
 //! 1. A copy has its name only when it is whole and on disk.
-//! 2. The last [`KEPT`] are kept.
+//! 2. The last two are kept.
 //! 3. It is put back only by somebody who asks for it: what came since the migration is lost with it.
 
 use std::io;
