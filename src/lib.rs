@@ -34,6 +34,8 @@
 //! | [`format`] | the versions of what is on disk and between processes |
 //! | [`process`] | other processes: who is below whom, a signal to exactly one |
 //! | [`text`] | texts for people: cut, with causes |
+//!
+//! [`format`]: mod@format
 
 pub mod agent;
 pub mod artifacts;

@@ -3,7 +3,7 @@
 //!
 //! 1. A ping says that the agent makes progress: its table can be had and its store answers. An agent that
 //!    only sleeps well sends none.
-//! 2. A status is sent when it is another one, and not more often than [`PAUSE`] allows: scripts may come and
+//! 2. A status is sent when it is another one, and not more often than a pause allows: scripts may come and
 //!    go a thousand times a second.
 //! 3. While a stop waits for what runs, systemd is asked for more time again and again: it ends an agent that
 //!    does not ask.
