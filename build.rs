@@ -28,6 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".baton.v1.ScriptSpec.body")
         .bytes(".baton.v1.ScriptFile.content")
         .bytes(".baton.v1.UploadRequest.data")
+        .bytes(".baton.v1.UpgradeRequest.data")
         .bytes(".baton.v1.DownloadResponse.data")
         .bytes(".baton.v1.DownloadArtifactResponse.data")
         .bytes(".baton.v1.SendPackageRequest.manifest")

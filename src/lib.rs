@@ -9,6 +9,7 @@
 //! | [`doctor`] | looks for what keeps baton from working here |
 //! | [`service`] | the agent under systemd: what systemd is told, the journal |
 //! | [`deploy`] | the orchestrator's side: project file, variables and scopes, plan |
+//! | [`guard`] | the process beside an upgrade of the agent: takes it back when it fails |
 //! | [`client`] | connects to an agent and follows scripts |
 //! | [`rpc`] | the agent's gRPC front: listeners, handlers, errors |
 //! | [`agent`] | the daemon's own: queue, table of scripts, launching, recovery |
@@ -17,6 +18,7 @@
 //! | [`artifacts`] | the files that a script leaves for its clients |
 //! | [`packages`] | trees of files that are brought once, as chunks, and installed |
 //! | [`workspace`] | a script's folder on disk |
+//! | [`upgrade`] | another version of the program: verified, put in place, taken back |
 //! | [`transfer`] | files in and out: roots, chunks, digest, resume |
 //! | [`snapshot`] | how a script stands, as outsiders see it |
 //! | [`spec`] | a validated request |
@@ -49,6 +51,7 @@ pub mod durable;
 pub mod filewatch;
 pub mod fleet;
 pub mod format;
+pub mod guard;
 pub mod journal;
 pub mod mutex;
 pub mod packages;
@@ -63,6 +66,7 @@ pub mod supervisor;
 pub mod text;
 pub mod transfer;
 pub mod trust;
+pub mod upgrade;
 pub mod values;
 pub mod wire;
 pub mod workspace;

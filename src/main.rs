@@ -24,5 +24,12 @@ fn main() -> ExitCode {
     {
         return baton::fleet::tether::main(words);
     }
+    // It outlives the agent that it watches, and must understand what that one says: no command line either.
+    if let [program, word, words @ ..] = words.as_slice()
+        && word == "guard"
+        && !Path::new(program).ends_with("flock")
+    {
+        return baton::guard::main(words);
+    }
     baton::cli::main(&words)
 }

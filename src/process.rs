@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -173,6 +174,18 @@ impl Process {
         let words: Vec<_> = line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
         shorten(words.join(" ").trim_end(), COMMAND_CHARS)
     }
+}
+
+/// What becomes readable when the process with this id has ended; `None` when it has.
+pub fn living(id: ProcessId) -> Option<OwnedFd> {
+    Process::read(id.pid).filter(|process| process.id() == id)?.living()
+}
+
+/// Waits until a process has ended; says whether it has within the limit.
+pub fn await_end(process: BorrowedFd<'_>, limit: Duration) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(process, PollFlags::IN)];
+    let limit = Timespec::try_from(limit).unwrap_or_default();
+    rustix::event::poll(&mut polled, Some(&limit)).is_ok_and(|ready| ready > 0)
 }
 
 /// This process and those above it, as far as this user may see them.

@@ -15,11 +15,12 @@ use syn::spanned::Spanned as _;
 use syn::visit::Visit;
 
 /// The modules from the user down to the disk. A module uses those behind it, never those before.
-const LAYERS: [&str; 29] = [
+const LAYERS: [&str; 31] = [
     "cli",
     "doctor",
     "service",
     "deploy",
+    "guard",
     "client",
     "rpc",
     "agent",
@@ -28,6 +29,7 @@ const LAYERS: [&str; 29] = [
     "artifacts",
     "packages",
     "workspace",
+    "upgrade",
     "transfer",
     "snapshot",
     "spec",

@@ -17,6 +17,7 @@ mod drain;
 mod end;
 mod follow;
 mod housekeeper;
+mod inherited;
 mod launch;
 mod lease;
 mod list;
@@ -35,6 +36,7 @@ mod stored;
 mod supervisor;
 mod table;
 mod term;
+mod upgrade;
 mod waited;
 
 use std::path::PathBuf;
@@ -62,6 +64,7 @@ use table::Table;
 pub use follow::{Follow, Followed};
 pub use list::{ListCursor, ListFilter, ListOrder, Page};
 pub use status::{Counts, Status, StoreProblem};
+pub use upgrade::{Taken, Upload};
 
 /// What an agent is told once, at its start, and can't be told again: what can is its configuration.
 #[derive(Debug, Clone)]
@@ -75,6 +78,8 @@ pub struct Settings {
     /// How many files a script may open (the soft limit), when the agent raised its own; `None`: as many
     /// as the agent.
     pub open_files: Option<u64>,
+    /// Its socket, where the guard of an upgrade asks for it; `None`: no upgrade is taken.
+    pub socket: Option<PathBuf>,
     /// Whether scripts end with the agent (an embedded one) or outlive it.
     pub tied: bool,
 }
@@ -244,6 +249,7 @@ struct Inner {
     draining: tokio::sync::Mutex<()>,
     /// Who reads a whole artifact for its digest.
     digesting: tokio::sync::Semaphore,
+    upgrading: upgrade::Upgrading,
     /// Locked as long as the agent lives: one agent on one state folder.
     _lock: std::fs::File,
 }
@@ -261,11 +267,13 @@ impl Agent {
         };
         let database = settings.state.join("agent.db");
         // First of all: the state of a newer baton stays as it is.
-        Store::check(&database)?;
+        upgrade::check(&settings, &database)?;
         let scripts = settings.state.join("scripts");
         crate::durable::create_dir_all(&scripts, 0o700).map_err(failed(&scripts))?;
         let lock = lock::lock_state(&settings.state).await?;
         link_program(&settings).map_err(failed(&settings.program))?;
+        let upgrade = upgrade::settle(&settings).await;
+        upgrade::put_database_back(&settings, &database).await?;
         let store = Store::open(&database)?;
         let config = Arc::clone(&layers.config);
         let queue = Queue::new(config.queue_length, store.max_seq().await?);
@@ -295,10 +303,13 @@ impl Agent {
                 forgetting: tokio::sync::Mutex::new(()),
                 draining: tokio::sync::Mutex::new(()),
                 digesting: tokio::sync::Semaphore::new(artifacts::MAX_DIGESTING),
+                upgrading: upgrade::Upgrading::default(),
                 _lock: lock,
             }),
         };
         if !agent.inner.settings.tied {
+            agent.reap_inherited();
+            agent.follow_upgrade(upgrade);
             agent.complete_removals().await?;
         }
         let drain = agent.inner.store.drain().await?;
@@ -326,6 +337,9 @@ impl Agent {
     pub async fn close(&self) {
         if self.inner.settings.tied {
             self.stop_all("the command that ran it ended").await;
+        }
+        if !self.inner.settings.tied {
+            self.close_upgrade().await;
         }
         self.inner.stop.cancel();
         self.inner.supervisors.keep_none_ready();

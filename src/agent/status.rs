@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use crate::script::Drain;
+use crate::upgrade;
 
 /// How many scripts there are in which phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -26,6 +27,8 @@ pub struct Status {
     pub store_problem: Option<StoreProblem>,
     /// When it ends at the latest, if it stops.
     pub stops_by: Option<Timestamp>,
+    /// The last upgrade of its program.
+    pub upgrade: Option<upgrade::Record>,
 }
 
 /// That the database takes no change: the disk is full or read-only, say.

@@ -21,6 +21,7 @@ use crate::script::{
 };
 use crate::snapshot::{Snapshot, Wait};
 use crate::spec::Spec;
+use crate::upgrade;
 use crate::values::Progress;
 
 /// How many of those who wait before a script are named.
@@ -88,6 +89,8 @@ pub(super) struct Table {
     /// When the agent ends at the latest. While it stops it takes and launches nothing either.
     pub(super) stops_by: Option<Timestamp>,
     pub(super) store: StoreStanding,
+    /// The last upgrade of the agent's program.
+    pub(super) upgrade: Option<upgrade::Record>,
     /// The restart of the machine, as far as it is known to the agent.
     pub(super) reboot: Reboot,
     living: HashMap<ScriptId, Living>,
@@ -96,7 +99,7 @@ pub(super) struct Table {
 impl Table {
     pub(super) fn new(queue: Queue, reboot: Reboot) -> Self {
         let (store, living) = (StoreStanding::default(), HashMap::new());
-        Self { queue, drain: None, stops_by: None, store, reboot, living }
+        Self { queue, drain: None, stops_by: None, store, upgrade: None, reboot, living }
     }
 
     /// Gives a new script its place; returns the number of its arrival.
@@ -250,7 +253,8 @@ impl Table {
 
     pub(super) fn status(&self) -> Status {
         let (drain, store_problem) = (self.drain.clone(), self.store.problem.clone());
-        Status { counts: self.counts(), drain, store_problem, stops_by: self.stops_by }
+        let (stops_by, upgrade) = (self.stops_by, self.upgrade.clone());
+        Status { counts: self.counts(), drain, store_problem, stops_by, upgrade }
     }
 
     fn counts(&self) -> Counts {

@@ -67,7 +67,7 @@ pub(super) struct ResumeArgs {
 
 /// What ended the wait.
 enum Noticed {
-    Rest(Result<v1::AgentStatus, Failure>),
+    Rest(Box<Result<v1::AgentStatus, Failure>>),
     Timeout(Duration),
     Interrupt,
 }
@@ -83,14 +83,14 @@ pub(super) async fn drain(args: DrainArgs, folders: Directories) -> Result<ExitC
     }
     let mut waits = Waits { client, json: args.json, told: String::new() };
     let noticed = tokio::select! {
-        rest = waits.until_rest() => Noticed::Rest(rest),
+        rest = waits.until_rest() => Noticed::Rest(Box::new(rest)),
         limit = timeout(args.timeout) => Noticed::Timeout(limit),
         _ = interrupt.recv() => Noticed::Interrupt,
         _ = terminate.recv() => Noticed::Interrupt,
     };
     match noticed {
         Noticed::Rest(status) => {
-            tell(args.json, "at_rest", &status?)?;
+            tell(args.json, "at_rest", &(*status)?)?;
             Ok(ExitCode::SUCCESS)
         }
         Noticed::Timeout(limit) => {

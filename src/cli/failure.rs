@@ -262,6 +262,18 @@ impl From<ClientError> for Failure {
                     "ROOT_READ_ONLY" => {
                         Some("the agent's agent.toml may give it access = \"read-write\"")
                     }
+                    "UPGRADE_NOT_CONFIGURED" => {
+                        Some("on the target: upgrade.keys in agent.toml, then restart the agent")
+                    }
+                    "UPGRADE_IN_PROGRESS" => Some("`baton agent info` shows it"),
+                    "SIGNATURE_INVALID" => Some("sign the file anew: minisign -S -m FILE"),
+                    "SIGNATURE_KEY_UNKNOWN" => {
+                        Some("the key must stand in upgrade.keys of the target's agent.toml")
+                    }
+                    "PROGRAM_OLDER" => Some("--allow-downgrade takes it all the same"),
+                    "PROGRAM_NOT_WRITABLE" => {
+                        Some("who owns the program replaces it: a package manager, say")
+                    }
                     "PATH_IS_LINK" => Some("name the file itself, or make its folder a root"),
                     "FILE_KIND_WRONG" => {
                         Some("to push into a folder, end its path with / (ROOT:FOLDER/)")
@@ -280,8 +292,8 @@ impl From<ClientError> for Failure {
                     _ => None,
                 };
                 // It is there, and busy with coming to rest.
-                let draining = reason == "AGENT_DRAINING";
-                (if draining { code::BUSY } else { exit_code(*status) }, hint)
+                let busy = matches!(reason.as_str(), "AGENT_DRAINING" | "UPGRADE_IN_PROGRESS");
+                (if busy { code::BUSY } else { exit_code(*status) }, hint)
             }
         };
         if let ClientError::Connect(error) = error {

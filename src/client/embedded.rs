@@ -66,6 +66,7 @@ impl Embedded {
             mutexes: directories.mutex.clone(),
             program: std::env::current_exe().map_err(failed)?,
             open_files: None,
+            socket: None,
             tied: true,
         };
         let agent = Agent::open(settings, layers).await?;

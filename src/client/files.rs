@@ -351,7 +351,7 @@ fn moved(done: v1::UploadDone, moved_bytes: u64) -> Result<Moved, FileError> {
     Ok(Moved { file, moved_bytes, unchanged: done.unchanged && moved_bytes == 0 })
 }
 
-fn local_error(path: &Path, source: io::Error) -> FileError {
+pub(super) fn local_error(path: &Path, source: io::Error) -> FileError {
     FileError::Local { path: path.to_owned(), source }
 }
 

@@ -10,6 +10,7 @@ mod lease;
 mod packages;
 mod patience;
 mod standing;
+mod upgrade;
 
 use std::collections::BTreeMap;
 
@@ -24,6 +25,8 @@ pub use follow::{Following, Heard};
 pub use lease::{Lease, LeaseWish};
 pub use packages::{SendError, Sent};
 pub use standing::Standing;
+pub use upgrade::UpgradeWish;
+pub(crate) use upgrade::signature_path;
 
 use crate::script::ScriptId;
 use crate::snapshot::Snapshot;

@@ -24,6 +24,7 @@ const METHODS: &[(&str, Role)] = &[
     ("/baton.v1.Agent/Info", Role::Observer),
     ("/baton.v1.Agent/Reload", Role::Admin),
     ("/baton.v1.Agent/Resume", Role::Operator),
+    ("/baton.v1.Agent/Upgrade", Role::Admin),
     ("/baton.v1.Agent/Watch", Role::Observer),
     ("/baton.v1.Files/Download", Role::Observer),
     ("/baton.v1.Files/Stat", Role::Observer),

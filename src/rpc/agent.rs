@@ -6,11 +6,11 @@ use futures_util::Stream;
 use futures_util::stream::unfold;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use tracing::{Instrument as _, info_span};
 
 use super::listen::caller;
-use super::{admission, status};
+use super::{admission, status, upgrade};
 use crate::agent::{Agent, Counts, Status as AgentStatus, StoreProblem};
 use crate::config::host_name;
 use crate::format;
@@ -74,15 +74,16 @@ impl Service {
 }
 
 impl From<AgentStatus> for v1::AgentStatus {
-    fn from(AgentStatus { counts, drain, store_problem, stops_by }: AgentStatus) -> Self {
+    fn from(status: AgentStatus) -> Self {
+        let AgentStatus { counts, drain, store_problem, stops_by, upgrade } = status;
         let Counts { queued, waiting, running } = counts;
         let store_problem = store_problem.map(|StoreProblem { since, reason }| v1::StoreProblem {
             since: Some(to_timestamp(since)),
             reason,
         });
         let draining = drain.map(v1::Draining::from);
-        let stops_by = stops_by.map(to_timestamp);
-        Self { queued, waiting, running, draining, store_problem, stops_by }
+        let (stops_by, upgrade) = (stops_by.map(to_timestamp), upgrade.map(Into::into));
+        Self { queued, waiting, running, draining, store_problem, stops_by, upgrade }
     }
 }
 
@@ -130,6 +131,16 @@ impl v1::agent_server::Agent for Service {
         let status = self.agent.drain(caller, reason).instrument(span).await;
         let status = status.map_err(|e| status::agent(&e))?;
         Ok(Response::new(v1::DrainResponse { status: Some(status.into()) }))
+    }
+
+    async fn upgrade(
+        &self,
+        request: Request<Streaming<v1::UpgradeRequest>>,
+    ) -> Result<Response<v1::UpgradeResponse>, Status> {
+        let caller = caller(&request);
+        let span = info_span!("Upgrade", caller);
+        let taken = upgrade::take(&self.agent, request.into_inner(), caller).instrument(span).await;
+        Ok(Response::new(taken?))
     }
 
     async fn resume(

@@ -13,6 +13,7 @@ pub mod listen;
 mod packages;
 mod scripts;
 mod status;
+mod upgrade;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +62,7 @@ pub async fn serve(
     let tasks = TaskTracker::new();
     let (accepted, incoming) = tokio::sync::mpsc::channel(MAX_WAITING_CONNECTIONS);
     let peers = listeners.accept(&accepted, &tasks, &stop).await;
+    drop(tasks.spawn(stop_when_replaced(agent.replaced().clone(), stop.clone())));
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<v1::scripts_server::ScriptsServer<scripts::Service>>().await;
     health.set_serving::<v1::agent_server::AgentServer<agent::Service>>().await;
@@ -111,6 +113,13 @@ pub async fn serve(
     tasks.close();
     tasks.wait().await;
     result
+}
+
+/// Ends when the agent's program was replaced, or before with the agent.
+async fn stop_when_replaced(replaced: CancellationToken, stop: CancellationToken) {
+    if stop.run_until_cancelled(replaced.cancelled()).await.is_some() {
+        stop.cancel();
+    }
 }
 
 impl Listeners {

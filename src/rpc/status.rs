@@ -14,6 +14,7 @@ use crate::script::NameError;
 use crate::spec::{Problem, SpecError};
 use crate::transfer::TransferError;
 use crate::trust::Role;
+use crate::upgrade::{MAX_PROGRAM_BYTES, UpgradeError};
 
 /// The domain of all reasons.
 const DOMAIN: &str = "baton";
@@ -227,6 +228,51 @@ pub(super) fn package(error: &PackageError) -> Status {
         }
         PackageError::File { .. } => {
             tracing::error!(error = crate::text::chain(error), "a call failed");
+            (Code::Internal, "INTERNAL", HashMap::new())
+        }
+    };
+    status(code, reason, crate::text::chain(error), metadata)
+}
+
+/// A new version of the program that is not taken.
+pub(super) fn upgrade(error: &UpgradeError) -> Status {
+    let (code, reason, metadata) = match error {
+        UpgradeError::NoKeys => {
+            (Code::FailedPrecondition, "UPGRADE_NOT_CONFIGURED", HashMap::new())
+        }
+        UpgradeError::InProgress(_) => {
+            (Code::FailedPrecondition, "UPGRADE_IN_PROGRESS", HashMap::new())
+        }
+        UpgradeError::TooLarge { .. } => {
+            let limit = about("limit", MAX_PROGRAM_BYTES.to_string());
+            (Code::InvalidArgument, "FILE_TOO_LARGE", limit)
+        }
+        UpgradeError::DiskFull { free, .. } => {
+            (Code::ResourceExhausted, "DISK_FULL", about("free", free.to_string()))
+        }
+        UpgradeError::Incomplete { received, .. } => {
+            (Code::Aborted, "UPLOAD_INCOMPLETE", about("received", received.to_string()))
+        }
+        UpgradeError::TooMuch(_) => {
+            (Code::InvalidArgument, "FIELD_TOO_LARGE", about("field", "data"))
+        }
+        UpgradeError::WrongDigest { found, .. } => {
+            (Code::DataLoss, "DIGEST_MISMATCH", about("found", found.to_string()))
+        }
+        UpgradeError::UnknownKey(_) => {
+            (Code::PermissionDenied, "SIGNATURE_KEY_UNKNOWN", HashMap::new())
+        }
+        UpgradeError::Signature(_) => (Code::PermissionDenied, "SIGNATURE_INVALID", HashMap::new()),
+        UpgradeError::Unfit(_) => (Code::InvalidArgument, "PROGRAM_UNFIT", HashMap::new()),
+        UpgradeError::Trial(_) => (Code::FailedPrecondition, "PROGRAM_FAILED", HashMap::new()),
+        UpgradeError::Older { running, .. } => {
+            (Code::FailedPrecondition, "PROGRAM_OLDER", about("running", running.to_string()))
+        }
+        UpgradeError::NotWritable { .. } => {
+            (Code::FailedPrecondition, "PROGRAM_NOT_WRITABLE", HashMap::new())
+        }
+        UpgradeError::Guard(_) | UpgradeError::File { .. } | UpgradeError::Record(_) => {
+            tracing::error!(error = crate::text::chain(error), "an upgrade failed");
             (Code::Internal, "INTERNAL", HashMap::new())
         }
     };

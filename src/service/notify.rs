@@ -120,7 +120,7 @@ async fn ping(agent: &Agent) {
 
 /// How an agent stands, in one line.
 fn describe(status: &Status) -> String {
-    let Status { counts, drain, store_problem, stops_by } = status;
+    let Status { counts, drain, store_problem, stops_by, upgrade: _ } = status;
     let Counts { queued, waiting, running } = counts;
     let queued = queued + waiting;
     let busy = match (running, queued) {

@@ -8,6 +8,7 @@ mod package;
 mod role;
 mod snapshot;
 mod spec;
+mod upgrade;
 mod values;
 
 use std::time::Duration;

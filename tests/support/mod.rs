@@ -15,6 +15,7 @@ pub mod run;
 pub mod site;
 pub mod standstill;
 pub mod talker;
+pub mod versions;
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

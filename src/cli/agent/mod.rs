@@ -4,6 +4,7 @@ mod info;
 mod reload;
 mod run;
 mod trust;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -13,6 +14,7 @@ use serde_json::json;
 use self::reload::ReloadArgs;
 use self::run::RunArgs;
 use self::trust::TrustArgs;
+use self::upgrade::UpgradeArgs;
 use super::drain::{self, DrainArgs, ResumeArgs};
 use super::failure::Failure;
 use super::reach::Reach;
@@ -30,7 +32,8 @@ Examples:
   baton agent run                                      serve, until Ctrl-C
   baton agent run --listen none                        serve callers of this machine only
   baton agent reload                                   take a changed agent.toml
-  baton agent drain --wait                             let the machine come to rest";
+  baton agent drain --wait                             let the machine come to rest
+  baton agent upgrade --target web-1 ./baton           another version, scripts go on";
 
 /// Run an agent, and say whom it trusts
 #[derive(Debug, Args)]
@@ -66,6 +69,7 @@ enum AgentCommand {
     Drain(DrainArgs),
     Resume(ResumeArgs),
     Reload(ReloadArgs),
+    Upgrade(UpgradeArgs),
     /// Show what a running agent is, how busy, and whether it drains
     #[command(visible_alias = "status")]
     Info {
@@ -87,6 +91,7 @@ pub(super) fn agent(args: AgentArgs, folders: Directories) -> Result<ExitCode, F
         AgentCommand::Drain(args) => return super::asynchronous(drain::drain(args, folders)),
         AgentCommand::Resume(args) => return super::asynchronous(drain::resume(args, folders)),
         AgentCommand::Reload(args) => return super::asynchronous(reload::reload(args, folders)),
+        AgentCommand::Upgrade(args) => return super::asynchronous(upgrade::upgrade(args, folders)),
         AgentCommand::Info { reach, json } => {
             return super::asynchronous(info::agent_info(reach, folders, json));
         }

@@ -123,7 +123,7 @@ async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode, Failure> {
     info!(name = agent.config().name, socket = %socket.display(), "the agent serves");
     notify::ready().await;
     let serving = rpc::serve(agent.clone(), listeners, stop.clone());
-    let stopping = wind_down(&agent, Stop { asked, now: stop.clone() });
+    let stopping = wind_down(&agent, Stop { asked: asked.clone(), now: stop.clone() });
     let (served, ()) = tokio::select! {
         both = async { tokio::join!(serving, stopping) } => both,
         () = notify::follow(&agent) => (Ok(()), ()),
@@ -136,6 +136,12 @@ async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode, Failure> {
         std::fs::remove_file(path).unwrap_or_default();
     }
     served.map_err(|error| Failure::new(code::INTERNAL, error))?;
+    if asked.is_cancelled() {
+        agent.forgo_successor().await;
+    }
+    if let Some(error) = agent.become_successor() {
+        return Err(Failure::new(code::INTERNAL, error));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -149,6 +155,7 @@ fn settings(folders: &Directories, open_files: Option<u64>) -> Result<Settings, 
         mutexes: folders.mutex.clone(),
         program: std::env::current_exe()?,
         open_files,
+        socket: Some(folders.socket()?),
         tied: false,
     })
 }

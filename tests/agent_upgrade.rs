@@ -1,0 +1,636 @@
+//! Promise: an agent takes another version of its program only when it is signed by a known key, becomes it without
+//! losing a script, and comes back by itself as it was when the new version doesn't serve, whoever is killed.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on fails here")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use baton::client::{Client, FileError, UpgradeWish, connect};
+use baton::script::ScriptId;
+use baton::upgrade::{Ended, Folder, Stage};
+use baton::wire::v1;
+use support::versions::{Signer, install, make, other, version};
+use support::{
+    DEADLINE, Started, World, exited, finish, lines, reason, signal, soon, spawn, write,
+};
+
+const OWN: &str = env!("CARGO_PKG_VERSION");
+const NEWER: &str = "9.9.9";
+
+/// An agent of a program of its own, that takes what a key has signed.
+struct Site {
+    world: World,
+    program: PathBuf,
+    signer: Signer,
+    /// Ended with the test.
+    agent: Option<Child>,
+}
+
+impl Site {
+    fn new(health_limit: &str) -> Self {
+        let world = World::new();
+        let signer = Signer::new(1);
+        let program = install(&world, "bin/baton");
+        std::fs::create_dir_all(world.path("a/config")).unwrap();
+        let key = signer.public();
+        let config = format!("[upgrade]\nkeys = [{key:?}]\nhealth_limit = {health_limit:?}\n");
+        write(&world.path("a/config/agent.toml"), &config);
+        Self { world, program, signer, agent: None }
+    }
+
+    /// The agent's command: a program with the folders of `a`.
+    fn command(&self, program: &Path) -> Command {
+        let like = self.world.baton_at("a");
+        let mut command = Command::new(program);
+        let variables = like.get_envs().filter_map(|(name, value)| Some((name, value?)));
+        command.envs(variables).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self) -> Command {
+        let mut command = self.command(&self.program);
+        command.args(["agent", "run", "--listen", "none"]).stderr(self.log());
+        command
+    }
+
+    fn log(&self) -> std::fs::File {
+        let mut options = std::fs::OpenOptions::new();
+        options.append(true).create(true).open(self.world.path("log")).unwrap()
+    }
+
+    /// Starts the agent, without anybody who would start it again.
+    async fn start(mut self) -> Self {
+        self.agent = Some(spawn(&mut self.run()));
+        self.serves(OWN).await;
+        self
+    }
+
+    /// Starts it below something that starts it again whenever it ends.
+    async fn start_supervised(mut self) -> Self {
+        let mut supervisor = Command::new("sh");
+        let run = self.run();
+        supervisor.args(["-c", "while :; do \"$@\"; echo again >> \"$0\"; done"]);
+        supervisor.arg(self.world.path("restarts")).arg(run.get_program()).args(run.get_args());
+        supervisor.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        supervisor.stdin(Stdio::null()).stderr(self.log());
+        self.agent = Some(spawn(&mut supervisor));
+        self.serves(OWN).await;
+        self
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.world.path("a/run/agent.sock")
+    }
+
+    async fn client(&self) -> Client {
+        let connecting = async {
+            loop {
+                if let Ok(channel) = connect::unix(&self.socket()).await {
+                    break Client::new(channel);
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("a connection", connecting).await
+    }
+
+    /// Waits until an agent of this version answers; each try is an event of its own.
+    async fn serves(&self, version: &str) -> v1::InfoResponse {
+        let tries = async {
+            loop {
+                let info = Box::pin(self.client().await.info()).await;
+                if let Ok(info) = info
+                    && info.version == version
+                {
+                    break info;
+                }
+            }
+        };
+        Box::pin(soon(&format!("version {version}"), tries)).await
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(self.world.path("log")).unwrap_or_default()
+    }
+
+    /// `baton agent upgrade` on this machine.
+    fn upgrade(&self, program: &Path, more: &[&str]) -> Command {
+        let mut command = self.world.baton_at("a");
+        let signature = program.with_extension("minisig");
+        command.args(["agent", "upgrade"]).arg(program).arg("--signature").arg(signature);
+        command.args(more);
+        command
+    }
+
+    /// A signed newer version.
+    fn newer(&self) -> PathBuf {
+        let program = version(&self.world, &self.program, NEWER);
+        self.signer.sign(&program);
+        program
+    }
+
+    /// A signed program that says a newer version and then does this.
+    fn bad(&self, main: &str) -> PathBuf {
+        let program = other(&self.world, NEWER, main);
+        self.signer.sign(&program);
+        program
+    }
+
+    /// How the last upgrade stands on disk.
+    fn stage(&self) -> Option<Stage> {
+        Folder::of(&self.world.path("a/state")).read().unwrap().map(|record| record.stage)
+    }
+
+    /// Waits until the last upgrade is over, by the agent's word.
+    async fn ended(&self) -> v1::AgentUpgrade {
+        let mut standing = self.client().await.watch_agent();
+        let ended = async {
+            loop {
+                let upgrade = standing.next().await.unwrap().upgrade;
+                if let Some(upgrade) = upgrade.filter(|upgrade| upgrade.ended_at.is_some()) {
+                    break upgrade;
+                }
+            }
+        };
+        let Ok(ended) = tokio::time::timeout(DEADLINE, ended).await else {
+            panic!("the upgrade did not end: {:?}\n{}", self.stage(), self.said());
+        };
+        ended
+    }
+
+    /// What is in the program's folder.
+    fn installed(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.program.parent().unwrap()).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// The agent's process, by its own word.
+    fn pid(&self) -> u32 {
+        let text = std::fs::read_to_string(self.world.path("a/state/agent.lock")).unwrap();
+        text.trim().parse().unwrap()
+    }
+
+    async fn script(&self, id: &str, text: &str) -> Started {
+        let mut spec = support::spec(text);
+        spec.script_id = id.parse().unwrap();
+        support::Draft::of(self.client().await, spec).start().await
+    }
+
+    async fn started(&self, id: &str) -> Started {
+        let id: ScriptId = id.parse().unwrap();
+        Started { client: self.client().await, id }
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.agent {
+            child.kill().unwrap_or_default();
+            drop(child.wait());
+        }
+        // Whoever is the agent now, and its guard: those of this test's folders only.
+        let here = self.world.path("").display().to_string();
+        for process in baton::process::all() {
+            let line = process.command_line();
+            let is_ours = process.variable("BATON_STATE_DIR").ok().flatten();
+            if is_ours.is_some_and(|folder| folder.starts_with(&here))
+                && !line.ends_with("supervise")
+            {
+                drop(process.signal(rustix::process::Signal::KILL));
+            }
+        }
+    }
+}
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_version_takes_over_and_what_runs_and_waits_does_not_notice() {
+    let site = Site::new("30s").start().await;
+    let (pid, log) = (site.pid(), site.world.path("order"));
+    let (gate, log_path) = (site.world.gate(), log.display().to_string());
+    let text = format!("echo 1 >> {log_path}; echo one; {}; echo two; exit 7", gate.wait());
+    let running = site.script("running", &text).await;
+    running.has_written(4).await;
+    for number in 2..5 {
+        site.script(&format!("s{number}"), &format!("echo {number} >> {log_path}")).await;
+    }
+    // Held all the time: whoever is let in during the upgrade writes here.
+    let mut outsider = site.world.baton();
+    outsider.args(["mutex", "run", "machine", "--", "sh", "-c", "echo outsider >> \"$0\""]);
+    let mut outsider = spawn(outsider.arg(&log).stderr(Stdio::null()));
+
+    let newer = site.newer();
+    let (code, out, error) = finish(&mut site.upgrade(&newer, &[]));
+    assert_eq!((code, out.as_str()), (0, format!("upgraded from {OWN} to {NEWER}\n").as_str()));
+    assert!(error.contains("the agent restarts"), "{error}");
+    let info = site.serves(NEWER).await;
+    // The same process, another program; the old one is kept.
+    assert_eq!(site.pid(), pid);
+    assert_eq!(site.installed(), ["baton", "baton.previous"]);
+    let upgrade = info.status.unwrap().upgrade.unwrap();
+    assert_eq!((upgrade.from_version.as_str(), upgrade.to_version.as_str()), (OWN, NEWER));
+    assert_eq!(upgrade.phase(), v1::UpgradePhase::Upgraded);
+    let (_, shown, _) = finish(site.world.baton_at("a").args(["agent", "info"]));
+    assert!(shown.contains(&format!("upgraded: {OWN} to {NEWER} by uid")), "{shown}");
+
+    // The script still runs alone, in its log nothing is missing, and the queue is in its order.
+    assert_eq!(lines(&log), ["1"]);
+    gate.open();
+    let running = site.started("running").await;
+    assert!(exited(&running.outcome().await, 7));
+    assert_eq!(running.output().await, b"one\ntwo\n");
+    for number in 2..5 {
+        assert!(exited(&site.started(&format!("s{number}")).await.outcome().await, 0));
+    }
+    outsider.wait().unwrap();
+    let order: Vec<_> = lines(&log).into_iter().filter(|line| line != "outsider").collect();
+    assert_eq!(order, ["1", "2", "3", "4"]);
+    // Nobody is left: the guard and the supervisor that the old program had ready are reaped.
+    let none_dead = async {
+        while baton::process::all().any(|process| process.parent == pid && process.is_zombie()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the dead to be reaped", none_dead).await;
+    // The same again changes nothing, and is no error.
+    let (code, out, _) = finish(&mut site.upgrade(&newer, &["--json"]));
+    assert_eq!((code, json(&out)["event"].as_str()), (0, Some("unchanged")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_right_is_refused_and_nothing_is_changed() {
+    let site = Site::new("30s").start().await;
+    let (before, pid) = (std::fs::read(&site.program).unwrap(), site.pid());
+    let refused = |program: &Path, more: &[&str], code: i32, text: &str| {
+        let (found, _, error) = finish(&mut site.upgrade(program, more));
+        assert_eq!(found, code, "{error}");
+        assert!(error.contains(text), "{text}: {error}");
+    };
+    let newer = site.newer();
+
+    // Not signed; by another key; by a key with the same id; changed after it was signed.
+    std::fs::remove_file(newer.with_extension("minisig")).unwrap();
+    refused(&newer, &[], 2, "minisign -S");
+    write(&newer.with_extension("minisig"), "signed, honestly\n");
+    refused(&newer, &[], 77, "is none of minisign");
+    Signer::new(2).sign(&newer);
+    refused(&newer, &[], 77, "by none of the keys");
+    Signer::new(1).sign(&newer);
+    refused(&newer, &[], 77, "is not of this program");
+    site.signer.sign(&newer);
+    let mut changed = std::fs::read(&newer).unwrap();
+    changed.push(0);
+    let changed = make(&site.world, "baton-changed", &changed);
+    std::fs::copy(newer.with_extension("minisig"), changed.with_extension("minisig")).unwrap();
+    refused(&changed, &[], 77, "is not of this program");
+
+    // Signed, but no program for this machine, none of baton, or an older one.
+    let script = make(&site.world, "script", b"#!/bin/sh\necho baton 9.9.9\n");
+    site.signer.sign(&script);
+    refused(&script, &[], 2, "no ELF file");
+    let truth = make(&site.world, "truth", &std::fs::read("/bin/true").unwrap());
+    site.signer.sign(&truth);
+    refused(&truth, &[], 2, "trial run");
+    let older = version(&site.world, &site.program, "0.0.9");
+    site.signer.sign(&older);
+    refused(&older, &[], 2, "--allow-downgrade");
+    // A program that says no version ends with its trial.
+    let silent = other(&site.world, "x", "");
+    site.signer.sign(&silent);
+    refused(&silent, &[], 2, "is no version");
+
+    // What would be taken, and is only checked.
+    let (code, out, error) = finish(&mut site.upgrade(&newer, &["--dry-run", "--json"]));
+    assert_eq!(code, 0, "{error}");
+    let told = json(&out);
+    assert_eq!((told["event"].as_str(), told["to"].as_str()), (Some("checked"), Some(NEWER)));
+    let (code, _, error) = finish(&mut site.upgrade(&older, &["--dry-run", "--allow-downgrade"]));
+    assert_eq!(code, 0, "{error}");
+
+    assert_eq!(std::fs::read(&site.program).unwrap(), before);
+    assert_eq!((site.installed(), site.pid()), (vec!["baton".to_owned()], pid));
+    assert_eq!(site.stage(), None);
+    assert_eq!(site.serves(OWN).await.version, OWN);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_is_cut_or_damaged_changes_nothing() {
+    let site = Site::new("30s").start().await;
+    let newer = site.newer();
+    let content = std::fs::read(&newer).unwrap();
+    let signature = std::fs::read_to_string(newer.with_extension("minisig")).unwrap();
+    let (channel, length) = (connect::unix(&site.socket()).await.unwrap(), content.len());
+    let send = |size: usize, content: Vec<u8>, digest: &[u8]| {
+        let start = v1::UpgradeStart {
+            size: u64::try_from(size).unwrap(),
+            sha256: digest.to_vec(),
+            signature: signature.clone(),
+            ..v1::UpgradeStart::default()
+        };
+        let pieces = content.chunks(1024 * 1024).map(<[u8]>::to_vec).collect::<Vec<_>>();
+        let start = v1::upgrade_request::Part::Start(start);
+        let parts = pieces.into_iter().map(|piece| v1::upgrade_request::Part::Data(piece.into()));
+        let parts: Vec<_> = std::iter::once(start).chain(parts).collect();
+        let messages = parts.into_iter().map(|part| v1::UpgradeRequest { part: Some(part) });
+        let messages = tokio_stream::iter(messages.collect::<Vec<_>>());
+        let mut agent = v1::agent_client::AgentClient::new(channel.clone());
+        async move {
+            let answer = soon("an answer", agent.upgrade(messages)).await;
+            baton::client::ClientError::from(answer.err().unwrap())
+        }
+    };
+    let digest = baton::transfer::Digest::of(&content).to_bytes();
+    let short = content[..length / 2].to_vec();
+    assert_eq!(reason(&send(length, short.clone(), &digest).await), "UPLOAD_INCOMPLETE");
+    assert_eq!(reason(&send(length / 2, content.clone(), &digest).await), "FIELD_TOO_LARGE");
+    let mut damaged = content.clone();
+    damaged[length / 2] ^= 1;
+    assert_eq!(reason(&send(length, damaged, &digest).await), "DIGEST_MISMATCH");
+    assert_eq!(reason(&send(length, short, b"short").await), "FIELD_INVALID");
+    let huge = send(usize::try_from(u64::MAX / 2).unwrap(), Vec::new(), &digest).await;
+    assert_eq!(reason(&huge), "FILE_TOO_LARGE");
+    assert_eq!((site.installed(), site.stage()), (vec!["baton".to_owned()], None));
+    // What was refused is no upgrade in progress.
+    assert_eq!(finish(&mut site.upgrade(&newer, &["--quiet"])).0, 0);
+    site.serves(NEWER).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_key_in_the_configuration_none_is_taken() {
+    let site = Site::new("30s");
+    write(&site.world.path("a/config/agent.toml"), "");
+    let site = site.start().await;
+    let (code, _, error) = finish(&mut site.upgrade(&site.newer(), &[]));
+    assert_eq!(code, 2, "{error}");
+    assert!(error.contains("no key in upgrade.keys") && error.contains("hint:"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_at_once_are_one() {
+    let site = Site::new("30s").start().await;
+    let newer = site.newer();
+    let content = std::fs::read(&newer).unwrap();
+    let start = v1::UpgradeStart {
+        size: u64::try_from(content.len()).unwrap(),
+        sha256: baton::transfer::Digest::of(&content).to_bytes(),
+        signature: std::fs::read_to_string(newer.with_extension("minisig")).unwrap(),
+        ..v1::UpgradeStart::default()
+    };
+    // The first one stands still when the agent has begun to take it.
+    let message = |part| v1::UpgradeRequest { part: Some(part) };
+    let (send, receive) = tokio::sync::mpsc::channel(1);
+    let channel = connect::unix(&site.socket()).await.unwrap();
+    let mut agent = v1::agent_client::AgentClient::new(channel);
+    let messages = tokio_stream::wrappers::ReceiverStream::new(receive);
+    let first = tokio::spawn(async move { agent.upgrade(messages).await });
+    send.send(message(v1::upgrade_request::Part::Start(start))).await.unwrap();
+    let begun = async {
+        while !site.world.path("a/state/upgrade/program").exists() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the first one", begun).await;
+    let (code, _, error) = finish(&mut site.upgrade(&newer, &[]));
+    assert_eq!(code, 75, "{error}");
+    assert!(error.contains("another upgrade is in progress"), "{error}");
+    for piece in content.chunks(1024 * 1024) {
+        let data = v1::upgrade_request::Part::Data(piece.to_vec().into());
+        send.send(message(data)).await.unwrap();
+    }
+    drop(send);
+    let response = soon("the answer", first).await.unwrap().unwrap().into_inner();
+    let client = site.client().await;
+    let ended = client.upgraded(&response.upgrade_id, DEADLINE);
+    let ended = Box::pin(soon("its end", ended)).await.unwrap().unwrap();
+    assert_eq!(ended.phase(), v1::UpgradePhase::Upgraded);
+}
+
+/// Upgrades to something that does not serve, while a script runs and others wait; the old version is back.
+async fn is_rolled_back(site: &Site, main: &str, why: &str) {
+    let (before, log) = (std::fs::read(&site.program).unwrap(), site.world.path("order"));
+    let (gate, log_path) = (site.world.gate(), log.display().to_string());
+    let text = format!("echo 1 >> {log_path}; echo one; {}; echo two; exit 7", gate.wait());
+    let running = site.script("running", &text).await;
+    running.has_written(4).await;
+    site.script("next", &format!("echo 2 >> {log_path}")).await;
+    let bad = site.bad(main);
+    let (code, out, error) = finish(&mut site.upgrade(&bad, &["--json"]));
+    assert_eq!(code, 1, "{error}\n{}", site.said());
+    let told = json(&out);
+    assert_eq!(told["event"], "rolled_back");
+    assert!(told["reason"].as_str().unwrap().contains(why), "{told}");
+    let info = site.serves(OWN).await;
+    assert_eq!(std::fs::read(&site.program).unwrap(), before);
+    assert_eq!(site.installed(), ["baton"]);
+    let upgrade = info.status.unwrap().upgrade.unwrap();
+    assert_eq!(upgrade.phase(), v1::UpgradePhase::RolledBack);
+    let (_, shown, _) = finish(site.world.baton_at("a").args(["agent", "info"]));
+    assert!(shown.contains("was rolled back") && shown.contains(why), "{shown}");
+    assert!(site.said().contains("rolled back"), "{}", site.said());
+    // Nothing of the new version is left, what ran still runs, and the queue is there.
+    let others = baton::process::all().filter(|process| {
+        baton::upgrade::runs_another(&site.program, process.pid)
+            && process.variable("BATON_STATE_DIR").ok().flatten()
+                == Some(site.world.path("a/state").display().to_string())
+            && process.command_line().starts_with(&site.program.display().to_string())
+            && process.command_line().contains("agent run")
+    });
+    assert_eq!(
+        others.map(|process| process.command_line()).collect::<Vec<_>>(),
+        Vec::<String>::new()
+    );
+    assert_eq!(lines(&log), ["1"]);
+    gate.open();
+    let running = site.started("running").await;
+    assert!(exited(&running.outcome().await, 7));
+    assert_eq!(running.output().await, b"one\ntwo\n");
+    assert!(exited(&site.started("next").await.outcome().await, 0));
+    assert_eq!(lines(&log), ["1", "2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_ends_at_once_is_rolled_back_also_when_nobody_supervises() {
+    let site = Site::new("30s").start().await;
+    Box::pin(is_rolled_back(&site, "std::process::exit(3);", "the new version ended")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_loops_through_crashes_is_rolled_back_under_who_supervises() {
+    let site = Site::new("30s").start_supervised().await;
+    Box::pin(is_rolled_back(&site, "panic!();", "the new version ended")).await;
+    // Who supervises did it, at the first crash or soon after.
+    let restarts = lines(&site.world.path("restarts")).len();
+    assert!((1..50).contains(&restarts), "{restarts}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_hangs_is_ended_and_rolled_back() {
+    let site = Site::new("2s").start_supervised().await;
+    Box::pin(is_rolled_back(&site, "loop { std::thread::park(); }", "did not serve within 2s"))
+        .await;
+    assert_eq!(lines(&site.world.path("restarts")).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_listens_and_answers_nothing_is_rolled_back() {
+    let site = Site::new("3s").start().await;
+    let socket = site.socket();
+    let main = format!(
+        "let l = std::os::unix::net::UnixListener::bind({:?}).unwrap();\n\
+         let mut kept = Vec::new(); loop {{ kept.push(l.accept()); }}",
+        socket.display().to_string()
+    );
+    Box::pin(is_rolled_back(&site, &main, "did not serve within 3s")).await;
+}
+
+/// Upgrades an agent that, or whose guard, dies at a point; how it ends.
+async fn dies_at(
+    point: &str,
+    health_limit: &str,
+    program: impl Fn(&Site) -> PathBuf,
+) -> (Site, v1::AgentUpgrade) {
+    let mut site = Site::new(health_limit);
+    let due = site.world.path("due");
+    write(&due, "");
+    let mut command = Command::new("sh");
+    let run = site.run();
+    command.args(["-c", "while :; do \"$@\"; echo again >> \"$0\"; done"]);
+    command.arg(site.world.path("restarts")).arg(run.get_program()).args(run.get_args());
+    command.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.env(baton::crash::VARIABLE, format!("{point}={}", due.display()));
+    command.stdin(Stdio::null()).stderr(site.log());
+    site.agent = Some(spawn(&mut command));
+    site.serves(OWN).await;
+    let gate = site.world.gate();
+    let running = site.script("running", &format!("echo one; {}; exit 7", gate.wait())).await;
+    running.has_written(4).await;
+    let program = program(&site);
+    let signature = std::fs::read_to_string(program.with_extension("minisig")).unwrap();
+    let wish = UpgradeWish { program, signature, allow_downgrade: false, dry_run: false };
+    let client = site.client().await;
+    // Whether or not the answer came.
+    let answer = Box::pin(soon("the upgrade", client.upgrade(wish, Arc::new(|_| ())))).await;
+    if let Err(FileError::Agent(error)) = answer {
+        assert!(error.is_passing(), "{error}");
+    }
+    let upgrade = Box::pin(site.ended()).await;
+    assert!(!due.exists(), "{point}: nobody came there: {}", site.said());
+    gate.open();
+    assert!(exited(&site.started("running").await.outcome().await, 7), "{point}");
+    (site, upgrade)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_dies_at_a_named_point_the_upgrade_is_settled_one_way_or_the_other() {
+    use v1::UpgradePhase::{RolledBack, Upgraded};
+    for (point, phase) in [
+        ("upgrade recorded", RolledBack),
+        ("upgrade guarded", RolledBack),
+        ("before swap", RolledBack),
+        // The new program is at its path: who supervises starts that one.
+        ("after swap", RolledBack),
+        // Whether it was the new program that ended nobody can know.
+        ("upgrade starting", RolledBack),
+        ("guard watches", Upgraded),
+    ] {
+        let (site, upgrade) = dies_at(point, "20s", Site::newer).await;
+        assert_eq!(upgrade.phase(), phase, "{point}: {} {}", upgrade.reason, site.said());
+        site.serves(if phase == Upgraded { NEWER } else { OWN }).await;
+        let installed: Vec<_> =
+            site.installed().into_iter().filter(|name| *name != "baton.previous").collect();
+        assert_eq!(installed, ["baton"], "{point}");
+        let stage = site.stage().unwrap();
+        assert!(stage.is_done(), "{point}: {stage:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guard_that_dies_while_it_takes_back_is_followed_by_another_one_or_the_old_agent() {
+    for point in ["guard takes back", "guard has put back"] {
+        // A good one that has no time: it goes on with the record, against itself.
+        let (site, upgrade) = dies_at(point, "1ms", Site::newer).await;
+        assert_eq!(upgrade.phase(), v1::UpgradePhase::RolledBack, "{point}");
+        site.serves(OWN).await;
+        assert_eq!(site.installed(), ["baton"], "{point}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_told_to_stop_during_its_trial_stops() {
+    let mut site = Site::new("30s").start().await;
+    let program = site.newer();
+    let signature = std::fs::read_to_string(program.with_extension("minisig")).unwrap();
+    let wish = UpgradeWish { program, signature, allow_downgrade: false, dry_run: false };
+    Box::pin(site.client().await.upgrade(wish, Arc::new(|_| ()))).await.unwrap();
+    // Its guard sees nothing for a while.
+    let is_guard = |process: &baton::process::Process| {
+        process.command_line().contains(&format!("guard {}", site.world.path("a/state").display()))
+    };
+    let guard = baton::process::all().find(is_guard).unwrap();
+    let guard = support::Stopped::new(guard.pid);
+    site.serves(NEWER).await;
+    assert_eq!(site.stage(), Some(Stage::Starting));
+    let mut agent = site.agent.take().unwrap();
+    signal(&agent, rustix::process::Signal::TERM);
+    let ended = tokio::task::spawn_blocking(move || agent.wait().unwrap());
+    assert!(soon("its end", ended).await.unwrap().success());
+    let upgraded = matches!(site.stage(), Some(Stage::Done { ended: Ended::Upgraded, .. }));
+    assert!(upgraded, "{:?}", site.stage());
+    // Nobody starts it again.
+    guard.go_on_to_the_end();
+    assert!(!site.socket().exists());
+    assert_eq!(site.installed(), ["baton", "baton.previous"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_an_admin_upgrades() {
+    let site = Site::new("30s");
+    let me = baton::trust::Identity::load_or_create(&site.world.path("me/config"), "client");
+    let me = me.unwrap();
+    let fingerprint = me.fingerprint().to_string();
+    let (_, init, _) = finish(site.world.baton_at("a").args(["agent", "init", "--json"]));
+    let agent = json(&init)["fingerprint"].as_str().unwrap().to_owned();
+    let trust = |role: &str| {
+        let words = ["agent", "trust", &fingerprint, "--name", "ci", "--role", role];
+        assert_eq!(finish(site.world.baton_at("a").args(words)).0, 0);
+    };
+    trust("operator");
+    let mut site = site;
+    let mut run = site.command(&site.program);
+    run.args(["agent", "run", "--listen", "127.0.0.1:0"]).stderr(site.log());
+    site.agent = Some(spawn(&mut run));
+    site.serves(OWN).await;
+    let newer = site.newer();
+    let address = std::fs::read_to_string(site.world.path("a/run/agent.address")).unwrap();
+    let upgrade = || {
+        let mut command = site.world.baton_at("me");
+        command.args(["agent", "upgrade"]).arg(&newer).arg("--signature");
+        command.arg(newer.with_extension("minisig")).args(["--dry-run", "--target"]);
+        finish(command.arg(address.trim()).args(["--fingerprint", &agent]))
+    };
+    let (code, _, error) = upgrade();
+    assert_eq!(code, 77, "{error}");
+    assert!(error.contains("needs the role admin") && error.contains("--role admin"), "{error}");
+    let words = ["agent", "trust", &fingerprint, "--name", "ci", "--role", "admin"];
+    assert_eq!(finish(site.world.baton_at("a").args(words)).0, 0);
+    let given = tokio::task::block_in_place(|| {
+        let begun = std::time::Instant::now();
+        loop {
+            let (code, _, error) = upgrade();
+            if code != 77 || begun.elapsed() > DEADLINE {
+                break (code, error);
+            }
+        }
+    });
+    assert_eq!(given.0, 0, "{}", given.1);
+}
