@@ -272,8 +272,7 @@ impl Agent {
         crate::durable::create_dir_all(&scripts, 0o700).map_err(failed(&scripts))?;
         let lock = lock::lock_state(&settings.state).await?;
         link_program(&settings).map_err(failed(&settings.program))?;
-        let upgrade = upgrade::settle(&settings).await;
-        upgrade::put_database_back(&settings, &database).await?;
+        let upgrade = upgrade::settle(&settings, &database).await?;
         let store = Store::open(&database)?;
         let config = Arc::clone(&layers.config);
         let queue = Queue::new(config.queue_length, store.max_seq().await?);

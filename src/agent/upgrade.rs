@@ -338,18 +338,21 @@ async fn work<T: Send + 'static>(
 }
 
 /// Does what a record of an earlier run asks for, before the database is opened; returns the last upgrade.
-pub(super) async fn settle(settings: &Settings) -> Option<Record> {
+/// The state folder is locked.
+pub(super) async fn settle(
+    settings: &Settings,
+    database: &Path,
+) -> Result<Option<Record>, AgentError> {
     if settings.tied {
-        return None;
+        return Ok(None);
     }
-    match settle_now(settings).await {
-        Ok(record) => record,
-        Err(error) => {
-            // The agent is needed, whatever became of an upgrade.
-            error!(error = crate::text::chain(&error), "upgrade can't be settled");
-            None
-        }
-    }
+    let last = settle_now(settings).await.unwrap_or_else(|error| {
+        // The agent is needed, whatever became of an upgrade.
+        error!(error = crate::text::chain(&error), "upgrade can't be settled");
+        None
+    });
+    put_database_back(settings, database).await?;
+    Ok(last)
 }
 
 async fn settle_now(settings: &Settings) -> Result<Option<Record>, UpgradeError> {
@@ -374,11 +377,7 @@ pub(super) fn check(settings: &Settings, database: &Path) -> Result<(), StoreErr
 }
 
 /// Puts back the copy of a database that a version changed which was taken back, so that it can be opened.
-/// The state folder is locked.
-pub(super) async fn put_database_back(
-    settings: &Settings,
-    database: &Path,
-) -> Result<(), AgentError> {
+async fn put_database_back(settings: &Settings, database: &Path) -> Result<(), AgentError> {
     if !matches!(Store::check(database), Err(StoreError::Newer { .. })) {
         return Ok(());
     }
