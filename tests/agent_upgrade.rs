@@ -231,7 +231,11 @@ async fn a_newer_version_takes_over_and_what_runs_and_waits_does_not_notice() {
 
     let newer = site.newer();
     let (code, out, error) = finish(&mut site.upgrade(&newer, &[]));
-    assert_eq!((code, out.as_str()), (0, format!("upgraded from {OWN} to {NEWER}\n").as_str()));
+    assert_eq!(
+        (code, out.as_str()),
+        (0, format!("upgraded from {OWN} to {NEWER}\n").as_str()),
+        "{error}"
+    );
     assert!(error.contains("the agent restarts"), "{error}");
     let info = site.serves(NEWER).await;
     // The same process, another program; the old one is kept.

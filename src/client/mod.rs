@@ -78,11 +78,10 @@ impl From<Status> for ClientError {
                 message,
                 metadata: info.metadata.into_iter().collect(),
             },
-            // gRPC's own layers know no reasons: those of the transport are all of them "unknown".
-            None if matches!(
-                status.code(),
-                Code::Unknown | Code::Unavailable | Code::Cancelled
-            ) =>
+            // gRPC's own layers know no reasons. What the agent says has no cause here: one that has broke on
+            // the way, with whatever code ("internal" where HTTP/2 says that a stream was reset).
+            None if std::error::Error::source(&status).is_some()
+                || matches!(status.code(), Code::Unknown | Code::Unavailable | Code::Cancelled) =>
             {
                 Self::Broken(cause(&status))
             }
