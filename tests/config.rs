@@ -379,10 +379,13 @@ async fn folders_and_limits_of_files_change_at_once() {
 #[tokio::test]
 async fn what_is_kept_is_what_the_new_limits_say_also_when_nothing_ends_any_more() {
     let world = World::new();
-    let agent = agent(&world).await;
+    let mut first = agent(&world).await;
     for id in ["a", "b", "c"] {
-        agent.script("true").id(id).outcome().await;
+        first.script("true").id(id).outcome().await;
     }
+    first.kill();
+    // Of this one nothing ends.
+    let agent = agent(&world).await;
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
     let watcher = FileWatcher::start(&tasks, stop.clone()).unwrap();
     let mut watch = watcher.watch(&agent.folder.join("state/scripts/.removed")).unwrap();
@@ -411,12 +414,23 @@ async fn a_restart_that_a_script_waits_for_is_made_by_a_command_that_came_later(
         |script: &baton::snapshot::Snapshot| script.waits.iter().any(|w| w.restart.is_some());
     script.until("waiting for a restart", awaits).await;
     // Without a command others go on.
-    let (bypass, told) = (|id: &str| agent.script("true").observer().id(id), world.gate());
+    let bypass = |id: &str| agent.script("true").observer().id(id);
     assert!(exited(&bypass("beside").outcome().await, 0));
-    let command = json!(["sh", "-c", told.say()]);
+    let told = world.path("told");
+    std::fs::create_dir(&told).unwrap();
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let watcher = FileWatcher::start(&tasks, stop.clone()).unwrap();
+    let mut watch = watcher.watch(&told).unwrap();
+    let command = json!(["touch", told.join("now")]);
     configure(&world, &format!("reboot_command = {command}\n"));
     assert_eq!(names(&reload(&agent).await.applied), ["reboot_command"]);
-    told.is_said().await;
+    let is_run = async {
+        while !told.join("now").exists() {
+            watch.changed().await;
+        }
+    };
+    soon("the command", is_run).await;
+    stop.cancel();
     let waits = bypass("later").start().await.is_waiting().await;
     assert!(waits.waits[0].restart.is_some(), "{waits:?}");
     // Without it again, nothing is kept from starting.
