@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,6 +16,21 @@ use crate::mutex::os;
 const DEAD_LOCK_LIMIT: Duration = Duration::from_secs(10);
 /// How long the end of the agent that has the lock is waited for: it may have been killed just now.
 const DYING_LIMIT: Duration = Duration::from_secs(2);
+
+/// Refuses a state folder that is another user's, to root.
+///
+/// # Security
+/// Who owns the folder could put other scripts, or links, in the place of root's.
+pub(crate) fn check_owner(state: &Path) -> Result<(), AgentError> {
+    let own = rustix::process::geteuid();
+    match state.metadata() {
+        Ok(found) if own.is_root() && found.uid() != own.as_raw() => {
+            Err(AgentError::OthersState { state: state.to_owned(), owner: found.uid() })
+        }
+        // One that is not there is made; one that can't be used is told by who uses it.
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
 
 /// Locks the state folder.
 ///
@@ -64,6 +79,18 @@ async fn ends_soon(pid: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn root_runs_nothing_in_the_folder_of_another_user() {
+        let root = tempfile::tempdir().unwrap();
+        check_owner(root.path()).unwrap();
+        check_owner(&root.path().join("none")).unwrap();
+        // Only root can give a folder away, and only root is refused.
+        if std::os::unix::fs::chown(root.path(), Some(7), None).is_ok() {
+            let error = check_owner(root.path()).unwrap_err();
+            assert!(matches!(error, AgentError::OthersState { owner: 7, .. }), "{error}");
+        }
+    }
 
     #[tokio::test]
     async fn the_lock_of_a_living_agent_is_refused_and_that_of_a_dead_one_waited_for() {

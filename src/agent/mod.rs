@@ -21,7 +21,7 @@ mod inherited;
 mod launch;
 mod lease;
 mod list;
-mod lock;
+pub(crate) mod lock;
 mod lost;
 mod orphans;
 pub mod queue;
@@ -102,6 +102,14 @@ pub enum AgentError {
         state: PathBuf,
         /// The other agent's process, as far as it said.
         pid: String,
+    },
+    /// Root would run there what another user put there.
+    #[error("state folder {state} is that of user {owner}: root runs nothing there")]
+    OthersState {
+        /// The folder.
+        state: PathBuf,
+        /// Whose it is.
+        owner: u32,
     },
     /// The state folder can't be used.
     #[error("state folder {path}")]
@@ -265,6 +273,7 @@ impl Agent {
             let path = path.clone();
             move |source| AgentError::State { path, source }
         };
+        lock::check_owner(&settings.state)?;
         let database = settings.state.join("agent.db");
         // First of all: the state of a newer baton stays as it is.
         upgrade::check(&settings, &database)?;

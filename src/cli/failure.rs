@@ -342,6 +342,11 @@ fn exit_code(status: Code) -> u8 {
 
 impl From<EmbeddedError> for Failure {
     fn from(error: EmbeddedError) -> Self {
-        Self::new(code::INTERNAL, error)
+        match error {
+            EmbeddedError::Agent(error) => error.into(),
+            error @ (EmbeddedError::State { .. } | EmbeddedError::Connect(_)) => {
+                Self::new(code::INTERNAL, error)
+            }
+        }
     }
 }

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Client;
 use super::connect::{self, ConnectError};
+use crate::agent::lock::check_owner;
 use crate::agent::{Agent, AgentError, Settings};
 use crate::config::{Directories, Layers};
 use crate::mutex::os;
@@ -51,11 +52,12 @@ impl Embedded {
     /// Starts an agent in this process, and a client for it.
     ///
     /// # Errors
-    /// When its state folder can't be made.
+    /// When its state folder can't be made, or is another user's than root.
     pub async fn start(
         directories: &Directories,
         layers: Layers,
     ) -> Result<(Self, Client), EmbeddedError> {
+        check_owner(&directories.state)?;
         let parent = directories.embedded();
         let failed = |source| EmbeddedError::State { path: parent.clone(), source };
         crate::durable::create_dir_all(&parent, 0o700).map_err(failed)?;

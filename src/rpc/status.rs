@@ -136,6 +136,7 @@ pub(super) fn agent(error: &AgentError) -> Status {
         | AgentError::State { .. }
         | AgentError::Newer { .. }
         | AgentError::StateInUse { .. }
+        | AgentError::OthersState { .. }
         | AgentError::StoredRequest { .. }
         | AgentError::Output { .. }
         | AgentError::Illegal(_) => {

@@ -46,6 +46,17 @@ pub enum ServiceError {
     /// Scripts run whose state would be removed.
     #[error("scripts still run ({0}); their state would be removed under them")]
     Busy(usize),
+    /// What one user left, another one would run.
+    #[error("state folder {path} is that of user {owner}")]
+    OthersState {
+        /// Which.
+        path: PathBuf,
+        /// Whose.
+        owner: u32,
+    },
+    /// Scripts of root run, whose files would be another user's.
+    #[error("scripts still run as root ({0}); their state would be another user's")]
+    RootsScripts(usize),
     /// A file can't be read, written or removed.
     #[error("{path}")]
     File {

@@ -1,9 +1,11 @@
 //! The identity of an agent or a client: a self-signed certificate and its key, in two files.
 
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -32,7 +34,7 @@ impl Identity {
     /// When a file can't be read or written, or holds something else.
     pub fn load_or_create(folder: &Path, stem: &str) -> Result<Self, TrustError> {
         // A key without its certificate is damage: another identity in its place would go unnoticed.
-        if !key_path(folder, stem).exists() {
+        if !Self::key_path(folder, stem).exists() {
             Self::create(folder, stem)?;
         }
         Self::load(folder, stem)
@@ -43,7 +45,8 @@ impl Identity {
     /// # Errors
     /// As [`Identity::load_or_create`], and when there is none.
     pub fn load(folder: &Path, stem: &str) -> Result<Self, TrustError> {
-        let (certificate_path, key_path) = (certificate_path(folder, stem), key_path(folder, stem));
+        let (certificate_path, key_path) =
+            (certificate_path(folder, stem), Self::key_path(folder, stem));
         let text = |path: &PathBuf| std::fs::read(path).map_err(failed(path));
         let mode = key_path.metadata().map_err(failed(&key_path))?.permissions().mode() & 0o777;
         if mode & 0o077 != 0 {
@@ -63,9 +66,9 @@ impl Identity {
     fn create(folder: &Path, stem: &str) -> Result<(), TrustError> {
         durable::create_dir_all(folder, 0o755).map_err(failed(folder))?;
         let lock_path = folder.join(format!(".{stem}.lock"));
-        let lock = std::fs::File::create(&lock_path).map_err(failed(&lock_path))?;
-        lock_file(&lock).map_err(failed(&lock_path))?;
-        let (certificate_path, key_path) = (certificate_path(folder, stem), key_path(folder, stem));
+        let _lock = lock_file(&lock_path).map_err(failed(&lock_path))?;
+        let (certificate_path, key_path) =
+            (certificate_path(folder, stem), Self::key_path(folder, stem));
         if key_path.exists() {
             return Ok(());
         }
@@ -80,6 +83,11 @@ impl Identity {
         durable::replace_file(&key_path, key.as_bytes(), 0o600).map_err(failed(&key_path))
     }
 
+    /// Where the key is.
+    pub fn key_path(folder: &Path, stem: &str) -> PathBuf {
+        folder.join(format!("{stem}.key"))
+    }
+
     /// The fingerprint by which others know it.
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(&self.certificate)
@@ -92,18 +100,22 @@ impl Identity {
 }
 
 /// Waits for the lock of a file that only guards others; it is given back when the file is closed.
+///
+/// # Security
+/// The folder may be another user's than the caller's: a link in the file's place is not followed, and
+/// what is there is not changed.
 #[expect(clippy::disallowed_methods, reason = "no named mutex: it guards two files of one folder")]
-pub(super) fn lock_file(file: &std::fs::File) -> io::Result<()> {
-    file.lock()
+pub(super) fn lock_file(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    let options = options.write(true).create(true).truncate(false);
+    let file = options.custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path)?;
+    file.lock()?;
+    Ok(file)
 }
 
 pub(super) fn failed(path: &Path) -> impl FnOnce(io::Error) -> TrustError + use<> {
     let path = path.to_owned();
     move |source| TrustError::File { path, source }
-}
-
-fn key_path(folder: &Path, stem: &str) -> PathBuf {
-    folder.join(format!("{stem}.key"))
 }
 
 fn certificate_path(folder: &Path, stem: &str) -> PathBuf {
@@ -145,6 +157,17 @@ mod tests {
         std::fs::remove_file(root.path().join("agent.crt")).unwrap();
         let error = Identity::load_or_create(root.path(), "agent").unwrap_err();
         assert!(error.to_string().contains("agent.crt"), "{error}");
+    }
+
+    #[test]
+    fn a_lock_follows_no_link_and_changes_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let [kept, link] = ["kept", "link"].map(|name| root.path().join(name));
+        durable::replace_file(&kept, b"kept", 0o600).unwrap();
+        std::os::unix::fs::symlink(&kept, &link).unwrap();
+        lock_file(&link).unwrap_err();
+        lock_file(&kept).unwrap();
+        assert_eq!(std::fs::read(&kept).unwrap(), b"kept");
     }
 
     #[test]

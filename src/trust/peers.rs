@@ -104,8 +104,7 @@ impl Peers {
     ) -> Result<T, TrustError> {
         durable::create_dir_all(folder, 0o755).map_err(failed(folder))?;
         let lock_path = folder.join(".peers.lock");
-        let lock = std::fs::File::create(&lock_path).map_err(failed(&lock_path))?;
-        lock_file(&lock).map_err(failed(&lock_path))?;
+        let _lock = lock_file(&lock_path).map_err(failed(&lock_path))?;
         let mut peers = Self::load(folder)?;
         let result = change(&mut peers)?;
         let path = path(folder);

@@ -230,9 +230,15 @@ async fn wind_down(agent: &Agent, stop: Stop) {
 impl From<AgentError> for Failure {
     fn from(error: AgentError) -> Self {
         let in_use = matches!(error, AgentError::StateInUse { .. });
-        let failure = Self::new(code::INTERNAL, error);
+        let others = matches!(error, AgentError::OthersState { .. });
+        let failure = Self::new(if others { code::REFUSED } else { code::INTERNAL }, error);
         if in_use {
             return failure.hint("BATON_STATE_DIR gives another agent its own state");
+        }
+        if others {
+            return failure.hint(
+                "`baton service start` starts the agent of that user; BATON_STATE_DIR gives root its own state",
+            );
         }
         failure
     }

@@ -1,7 +1,7 @@
 //! `baton service install`.
 
-use std::os::unix::fs::chown;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{MetadataExt as _, lchown};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use clap::Args;
@@ -9,6 +9,7 @@ use clap::Args;
 use super::{carry_out, check_machine, failed, show};
 use crate::cli::failure::{Failure, complain};
 use crate::cli::screen::write_out;
+use crate::client::embedded::count_living;
 use crate::config::directories::System;
 use crate::config::{DEFAULT_PORT, Instance, host_name};
 use crate::durable;
@@ -60,8 +61,9 @@ pub(super) fn install(args: InstallArgs, instance: Option<&Instance>) -> Result<
     }
     let known = machine.installed().into_iter().find(|a| a.instance.as_ref() == instance);
     let user = args.user.or_else(|| known.and_then(|known| known.user));
-    let user = user.filter(|user| user != "root");
-    let account = user.as_deref().map(account).transpose()?;
+    let account = user.as_deref().map(account).transpose()?.filter(|account| account.uid != 0);
+    check_state(instance, account.as_ref())?;
+    let user = account.as_ref().map(|account| account.name.clone());
     let wanted = Wanted {
         instance: instance.cloned(),
         user,
@@ -81,47 +83,80 @@ pub(super) fn install(args: InstallArgs, instance: Option<&Instance>) -> Result<
         show(&plan)?;
         return Ok(ExitCode::SUCCESS);
     }
-    configure(&plan, instance, account)?;
+    configure(&plan, instance, account.as_ref())?;
     carry_out(&plan, &unit_name(instance))?;
     tell(&plan, instance, wanted.start)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The ids of a user, as the system's own tool knows them: users need not stand in /etc/passwd.
-fn account(user: &str) -> Result<(u32, u32), ServiceError> {
-    let unknown = || ServiceError::UnknownUser(user.to_owned());
-    let output = Command::new("getent").args(["passwd", user]).output();
+/// A user of this machine.
+#[derive(Debug)]
+struct Account {
+    name: String,
+    uid: u32,
+    gid: u32,
+}
+
+/// A user by name or number, as the system's own tool knows it: users need not stand in /etc/passwd.
+fn account(user: &str) -> Result<Account, ServiceError> {
+    let output = Command::new("getent").args(["--", "passwd", user]).output();
     let output = output
         .map_err(|source| ServiceError::Command { command: "getent passwd".to_owned(), source })?;
-    let line = String::from_utf8_lossy(&output.stdout).into_owned();
-    let mut fields = line.trim().split(':').skip(2);
-    let mut id = || fields.next().and_then(|id| id.parse().ok()).ok_or_else(unknown);
-    Ok((id()?, id()?))
+    read_account(&String::from_utf8_lossy(&output.stdout))
+        .ok_or_else(|| ServiceError::UnknownUser(user.to_owned()))
+}
+
+/// A line of passwd(5).
+fn read_account(line: &str) -> Option<Account> {
+    let mut fields = line.trim().split(':');
+    let name = fields.next()?.to_owned();
+    let (uid, gid) = (fields.nth(1)?.parse().ok()?, fields.next()?.parse().ok()?);
+    Some(Account { name, uid, gid })
+}
+
+/// Whether the state that is there may be this user's.
+///
+/// # Security
+/// systemd gives the state to who runs the agent. What one user wrote there, a queued script say, another
+/// one would run; and a supervisor that still runs would write into another's folder.
+fn check_state(instance: Option<&Instance>, account: Option<&Account>) -> Result<(), ServiceError> {
+    let state = System::of(instance).state;
+    // None yet, or a dry run that may not look.
+    let Ok(found) = state.metadata() else { return Ok(()) };
+    let (owner, wanted) = (found.uid(), account.map_or(0, |account| account.uid));
+    if owner == wanted {
+        return Ok(());
+    }
+    if owner != 0 {
+        return Err(ServiceError::OthersState { path: state, owner });
+    }
+    match count_living(&state) {
+        0 => Ok(()),
+        running => Err(ServiceError::RootsScripts(running)),
+    }
 }
 
 /// Configuration and identity, readable for who runs the agent.
+///
+/// # Security
+/// All of it is root's but the agent's key, which nobody but its owner may read: who may write there has
+/// what root's commands read and write there, root's own identity and the other instances.
 fn configure(
     plan: &Plan,
     instance: Option<&Instance>,
-    account: Option<(u32, u32)>,
+    account: Option<&Account>,
 ) -> Result<(), Failure> {
     let folder = System::of(instance).config;
     durable::create_dir_all(&folder, 0o755).map_err(failed(&folder))?;
+    lchown(&folder, Some(0), None).map_err(failed(&folder))?;
     if let Some(config) = &plan.config {
         durable::replace_file(&config.path, config.text.as_bytes(), 0o644)
             .map_err(failed(&config.path))?;
     }
     Identity::load_or_create(&folder, AGENT)?;
-    let (uid, gid) = account.unwrap_or((0, 0));
-    let own = |path: &Path| chown(path, Some(uid), Some(gid)).map_err(failed(path));
-    own(&folder)?;
-    for entry in std::fs::read_dir(&folder).map_err(failed(&folder))?.flatten() {
-        // The folder of the instances is no part of the default one.
-        if entry.file_type().is_ok_and(|kind| kind.is_file()) {
-            own(&entry.path())?;
-        }
-    }
-    Ok(())
+    let (uid, gid) = account.map_or((0, 0), |account| (account.uid, account.gid));
+    let key = Identity::key_path(&folder, AGENT);
+    Ok(lchown(&key, Some(uid), Some(gid)).map_err(failed(&key))?)
 }
 
 /// Says what there is now, and what comes next.
@@ -153,4 +188,18 @@ fn tell(plan: &Plan, instance: Option<&Instance>, started: bool) -> Result<(), F
         complain(&format!("baton: {note}"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_known_by_its_own_name_whatever_it_was_called() {
+        let account = read_account("toor:x:0:7:,,,:/root:/bin/sh\n").unwrap();
+        assert_eq!((account.name.as_str(), account.uid, account.gid), ("toor", 0, 7));
+        for none in ["", "toor", "toor:x", "Usage: getent [OPTION...]", "toor:x:y:0:::"] {
+            assert!(read_account(none).is_none(), "{none:?}");
+        }
+    }
 }

@@ -162,6 +162,15 @@ impl From<ServiceError> for Failure {
                 code::BUSY,
                 Some("`baton queue` shows them; leave --purge out, wait for them, or give --force"),
             ),
+            ServiceError::OthersState { .. } => (
+                code::REFUSED,
+                Some(
+                    "--user with that user goes on with it; `baton service uninstall --purge` removes it",
+                ),
+            ),
+            ServiceError::RootsScripts(_) => {
+                (code::BUSY, Some("`baton agent drain` lets them end; `baton queue` shows them"))
+            }
             ServiceError::Syntax { .. } => (code::USAGE, None),
             ServiceError::File { .. }
             | ServiceError::Command { .. }

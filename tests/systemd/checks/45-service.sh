@@ -31,10 +31,25 @@ check "has its own agent" agent_is_not "$before" baton@blue.service
 check "both are listed" says "baton@blue.service" inside baton service list
 check "one of another user is refused: it would exclude nobody" exits_with 1 \
   inside baton service install --instance mine --user deploy
-check "unless that is wanted" inside baton service install --instance mine --user deploy --separate-mutex
+check "nor may root's become one: its scripts write there" exits_with 75 \
+  inside baton service install --user deploy
+check "another user is possible, if that is wanted" inside baton service install --instance mine --user deploy --separate-mutex
 check "its scripts are that user's" says "home /home/deploy of deploy" \
   inside baton --instance mine run -c 'echo home $HOME of $(id -un)'
 check "its mutexes have a folder of their own" same "$(inside stat --format %U /run/lock/baton-deploy)" deploy
+check "its configuration is root's: who may write there has what root reads and writes there" \
+  same "$(inside stat --format %U /etc/baton/instances/mine /etc/baton/instances/mine/{agent.toml,agent.crt} | sort -u)" root
+check "but its key" same "$(inside stat --format %U:%a /etc/baton/instances/mine/agent.key)" deploy:600
+check "root trusts for it" inside baton --instance mine agent trust "$(printf '%064d' 0)" --name somebody
+check "it may be installed again" inside baton service install --instance mine --separate-mutex
+check "not for root: what another user left, root would run" exits_with 1 \
+  inside baton service install --instance mine --user root
+inside baton service stop --instance mine
+check "nor does root run a script there when its agent is away" exits_with 1 \
+  inside baton --instance mine run -c true
+inside baton service uninstall --instance mine --purge > /dev/null 2>&1
+check "root by another name is root" inside baton service install --instance mine --user 0
+check "with its mutexes" same "$(inside baton service status --instance mine | sed -n 's/^mutexes: *//p')" /run/lock/baton
 inside baton service uninstall --instance mine --purge > /dev/null 2>&1
 
 # The limit of systemd is 2 s, the agent's 1 min: it has to ask for more time again and again.
