@@ -182,8 +182,8 @@ mod tests {
         let found = judge_environment(&set(&["BATON_A"]), Some(&set(&[])), &[]).found;
         assert_eq!(found, "set here: BATON_A; for the agent: nothing");
         assert_eq!(judge_environment(&set(&[]), None, &[]).found, "set here: nothing");
-        let mistyped = [("BATON_GRAC".to_owned(), "did you mean BATON_GRACE?".to_owned())];
-        let finding = judge_environment(&set(&["BATON_GRAC"]), None, &mistyped);
+        let mistyped = [("BATON_A".to_owned(), "did you mean BATON_B?".to_owned())];
+        let finding = judge_environment(&set(&["BATON_A"]), None, &mistyped);
         assert_eq!(finding.verdict, Verdict::Warning);
     }
 

@@ -292,13 +292,14 @@ fn a_variable_that_looks_like_a_key_s_is_told_and_no_other_is() {
 #[test]
 fn no_variable_of_the_source_is_taken_for_a_mistake() {
     let mut folders = vec![PathBuf::from("src"), "tests".into(), "share".into()];
+    let mistyped_on_purpose = ["tests/config.rs", "tests/doctor.rs"].map(Path::new);
     let mut seen = BTreeSet::new();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if !path.starts_with("src/config") && path != Path::new("tests/config.rs") {
+            } else if !path.starts_with("src/config") && !mistyped_on_purpose.contains(&&*path) {
                 let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
                 let parts = text.split(|c: char| !(c.is_ascii_uppercase() || c == '_'));
                 seen.extend(parts.filter(|word| word.starts_with("BATON_")).map(str::to_owned));
