@@ -101,7 +101,9 @@ fn render(checked: &[Checked], colours: bool) -> String {
             last = subject;
         }
         let word = paint(finding.verdict, colours);
-        writeln!(text, "  {word}  {what:width$}  {}", finding.found).unwrap_or_default();
+        // What has several lines, a file with several mistakes say, stays in its column.
+        let found = finding.found.replace('\n', &format!("\n{:1$}", "", width + 13));
+        writeln!(text, "  {word}  {what:width$}  {found}").unwrap_or_default();
         for hint in &finding.hints {
             let mark = if colours { "\u{1b}[1;36mhint:\u{1b}[0m" } else { "hint:" };
             writeln!(text, "           {:width$}  {mark} {hint}", "").unwrap_or_default();
@@ -152,7 +154,7 @@ mod tests {
         let checked = [
             Checked { name: "a.one", finding: finding(Verdict::Ok, "fine", &[]) },
             Checked { name: "a.longer", finding: finding(Verdict::Warning, "so so", &["do it"]) },
-            Checked { name: "b.x", finding: finding(Verdict::Error, "bad", &[]) },
+            Checked { name: "b.x", finding: finding(Verdict::Error, "bad\nworse", &[]) },
         ];
         let expected = "a\n\
             \x20 ok       one     fine\n\
@@ -160,6 +162,7 @@ mod tests {
             \x20                  hint: do it\n\
             b\n\
             \x20 error    x       bad\n\
+            \x20                  worse\n\
             \n\
             1 ok, 0 unknown, 1 warning, 1 error\n";
         assert_eq!(render(&checked, false), expected);
