@@ -46,7 +46,7 @@ pub struct UnitState {
     pub since: String,
     /// How often it was started again by itself.
     pub restarts: u32,
-    /// What the agent last said of itself.
+    /// What the agent says of itself; empty when none runs: systemd keeps what the last one said.
     pub status_text: String,
     /// How it ended, if it did.
     pub result: String,
@@ -88,6 +88,9 @@ fn parse(text: &str) -> UnitState {
             _ => {}
         }
     }
+    if state.pid == 0 {
+        state.status_text.clear();
+    }
     state
 }
 
@@ -101,5 +104,6 @@ mod tests {
             parse("LoadState=loaded\nActiveState=active\nMainPID=7\nStatusText=a=b\nNew=1\n");
         assert_eq!((state.active.as_str(), state.pid), ("active", 7));
         assert_eq!((state.status_text.as_str(), state.restarts), ("a=b", 0));
+        assert_eq!(parse("ActiveState=inactive\nMainPID=0\nStatusText=idle\n").status_text, "");
     }
 }
