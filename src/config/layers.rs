@@ -66,12 +66,17 @@ pub struct Changes {
 impl Sources {
     /// The file `agent.toml` in a folder, and flags.
     pub fn of(folder: &Path, overrides: Overrides) -> Self {
-        Self { file: folder.join("agent.toml"), overrides }
+        Self::new(folder.join("agent.toml"), overrides)
     }
 
     /// A file of any name, without flags.
     pub fn file(path: PathBuf) -> Self {
-        Self { file: path, overrides: Overrides::default() }
+        Self::new(path, Overrides::default())
+    }
+
+    /// A file of any name, and flags.
+    pub fn new(file: PathBuf, overrides: Overrides) -> Self {
+        Self { file, overrides }
     }
 
     /// The file; it need not be there.

@@ -13,7 +13,7 @@ use super::ServiceError;
 use super::installed::{Installed, Machine};
 use super::unit::{self, MARK, PACKAGED_PROGRAM, UnitFile, unit_file, unit_name};
 use crate::config::directories::System;
-use crate::config::{Config, Instance, Sources, TEMPLATE};
+use crate::config::{Config, ConfigError, Instance, Overrides, Sources, TEMPLATE};
 
 /// What is wanted.
 #[derive(Debug, Clone)]
@@ -129,7 +129,7 @@ fn configure(
     let path = System::of(wanted.instance.as_ref()).config.join("agent.toml");
     let known = machine.read(&path);
     let given = wanted.config.as_ref().map(|file| {
-        let failed = |source| ServiceError::File { path: file.clone(), source };
+        let failed = |source| ConfigError::File { path: file.clone(), source };
         std::fs::read_to_string(file).map_err(failed)
     });
     let text = given.transpose()?.or_else(|| known.clone()).unwrap_or_else(|| TEMPLATE.to_owned());
@@ -137,6 +137,9 @@ fn configure(
     let mut config = parse(source, &text)?;
     let mut new = text;
     if let Some(listen) = &wanted.listen {
+        // Once as a flag: what is wrong with it is no mistake of the file.
+        let flag = Overrides { listen: Some(listen.clone()), ..Overrides::default() };
+        Sources::new(source.to_owned(), flag).read_text(&new, [])?;
         new = with_listen(source, &new, listen)?;
         config = parse(source, &new)?;
     }

@@ -136,6 +136,12 @@ fn a_given_configuration_is_checked_and_taken() {
     write("queue = 5\n");
     let error = install(&site.machine(), &given).unwrap_err();
     assert!(error.to_string().contains("mine.toml, line 1"), "{error}");
+    let away = Wanted { config: Some(site.root.path().join("away.toml")), ..wanted("default") };
+    let error = install(&site.machine(), &away).unwrap_err();
+    assert!(error.to_string().starts_with("configuration file "), "{error}");
+    let flag = Wanted { listen: Some("nonsense".to_owned()), ..wanted("default") };
+    let error = install(&site.machine(), &flag).unwrap_err();
+    assert!(error.to_string().starts_with("--listen = \"nonsense\": "), "{error}");
     assert_eq!(site.machine().installed().len(), 1);
 }
 
