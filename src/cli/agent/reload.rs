@@ -98,6 +98,7 @@ impl Hangups {
                 if ends_with_terminal && !has_terminal() {
                     info!("the terminal is gone");
                     asked.cancel();
+                    continue;
                 }
                 // It tells what has changed itself.
                 if let Err(error) = agent.reload().await {
