@@ -250,8 +250,10 @@ fn a_dry_run_of_an_installation_says_all_of_it_to_anybody() {
         "--user",
         "nobody",
     ]);
+    command.args(["--state-dir", "/srv/state"]);
     let (code, said, error) = finish(command.arg("--separate-mutex"));
     assert_eq!(code, 0, "{error}");
+    assert!(error.contains("not used: BATON_STATE_DIR\n") && !said.contains("/srv"), "{error}");
     for part in [
         "# write /etc/baton/instances/of-a-test/agent.toml:\n",
         "# write /etc/systemd/system/baton@of-a-test.service.d/50-baton.conf:\n",

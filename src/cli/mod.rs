@@ -256,6 +256,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
     if let Command::Completion { shell } = cli.command {
         return completion(shell);
     }
+    let variables = set.variables();
     let folders = Directories::resolve(set)?;
     match cli.command {
         Command::Run(args) => asynchronous(run::run(*args, folders)),
@@ -287,7 +288,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Deploy(args) => deploy::deploy(*args, &folders),
         Command::Agent(args) => agent::agent(args, folders),
         Command::Config(args) => config::config(args, folders),
-        Command::Service(args) => service::service(args, folders.instance.as_ref()),
+        Command::Service(args) => service::service(args, folders.instance.as_ref(), &variables),
         Command::Target(args) => target::target(args, &folders),
         Command::Identity(args) => identity::identity(&args, &folders),
         Command::Doctor(args) => doctor::doctor(args, folders),

@@ -69,6 +69,19 @@ pub struct DirectoryOverrides {
     pub mutex: Option<PathBuf>,
 }
 
+impl DirectoryOverrides {
+    /// The variables of the folders that are set, by a flag or the environment.
+    pub fn variables(&self) -> Vec<&'static str> {
+        let folders = [
+            (&self.config, "BATON_CONFIG_DIR"),
+            (&self.state, "BATON_STATE_DIR"),
+            (&self.runtime, "BATON_RUNTIME_DIR"),
+            (&self.mutex, "BATON_MUTEX_DIR"),
+        ];
+        folders.into_iter().filter_map(|(set, name)| set.as_ref().map(|_| name)).collect()
+    }
+}
+
 impl From<Directories> for DirectoryOverrides {
     fn from(all: Directories) -> Self {
         let Directories { instance, config, state, runtime, mutex } = all;
@@ -265,6 +278,7 @@ mod tests {
     #[test]
     fn each_folder_can_be_set_alone() {
         let set = DirectoryOverrides { mutex: Some("/m".into()), ..DirectoryOverrides::default() };
+        assert_eq!(set.variables(), ["BATON_MUTEX_DIR"]);
         assert_eq!(find(set, true, &[]).unwrap().mutex, Path::new("/m"));
     }
 

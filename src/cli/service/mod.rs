@@ -51,7 +51,16 @@ enum ServiceCommand {
     List(status::ListArgs),
 }
 
-pub(super) fn service(args: ServiceArgs, instance: Option<&Instance>) -> Result<ExitCode, Failure> {
+/// `folders`: the variables of folders that are set, by a flag or the environment.
+pub(super) fn service(
+    args: ServiceArgs,
+    instance: Option<&Instance>,
+    folders: &[&str],
+) -> Result<ExitCode, Failure> {
+    if !folders.is_empty() {
+        let names = folders.join(", ");
+        complain(&format!("baton: a service has the system's folders; not used: {names}"));
+    }
     match args.command {
         ServiceCommand::Install(args) => install::install(args, instance),
         ServiceCommand::Uninstall(args) => uninstall::uninstall(&args, instance),
