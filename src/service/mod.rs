@@ -24,6 +24,9 @@ pub enum ServiceError {
     /// Only root changes services.
     #[error("only root may change services")]
     NotRoot,
+    /// There is nothing to start or stop.
+    #[error("{0} is not installed")]
+    NotInstalled(String),
     /// There is no such user.
     #[error("user {0:?} is not known")]
     UnknownUser(String),

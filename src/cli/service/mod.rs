@@ -10,7 +10,8 @@ use clap::{Args, Subcommand};
 
 use super::failure::{Failure, code, complain};
 use super::screen::write_out;
-use crate::config::Instance;
+use crate::config::directories::System;
+use crate::config::{Instance, Overrides, Sources};
 use crate::service::ServiceError;
 use crate::service::plan::Plan;
 use crate::service::systemctl;
@@ -76,6 +77,13 @@ pub(super) fn service(
 fn tell(verb: &str, instance: Option<&Instance>) -> Result<ExitCode, Failure> {
     check_machine()?;
     let unit = unit_name(instance);
+    if systemctl::show(&unit)?.load == "not-found" {
+        return Err(ServiceError::NotInstalled(unit).into());
+    }
+    if verb != "stop" {
+        // Before an agent that serves is stopped: with a mistake in the file the next one would not start.
+        Sources::of(&System::of(instance).config, Overrides::default()).read_with([])?;
+    }
     run(&["systemctl", verb, &unit].map(str::to_owned), &unit)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -154,6 +162,9 @@ impl From<ServiceError> for Failure {
             ),
             ServiceError::NotRoot => {
                 (code::NOT_ALLOWED, Some("put sudo before it; --dry-run needs no root"))
+            }
+            ServiceError::NotInstalled(_) => {
+                (code::REFUSED, Some("`baton service install` installs it"))
             }
             ServiceError::UnknownUser(_) => {
                 (code::USAGE, Some("make it first, for example: useradd --system NAME"))

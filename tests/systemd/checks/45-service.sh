@@ -10,6 +10,8 @@ check "a dry run says each file and command, to anybody" says "# write /etc/syst
   inside_as deploy baton service install --dry-run
 check_not "and changes nothing" inside test -e /etc/systemd/system/baton.service
 check "only root installs" exits_with 77 inside_as deploy baton service install
+check "what is not installed is not started, and it says what installs it" eval '
+  exits_with 1 inside baton service start && says "baton service install" not inside baton service restart'
 must "install" says "fingerprint: " inside baton service install
 check "returned when the agent serves" serves
 check "status says so" says "baton.service: active (running)" inside baton service status
@@ -65,6 +67,13 @@ open_gate open
 check "it ends with what ran" eventually 20 agent_is_not "$before"
 check "not killed" same "$(unit Result)" success
 check "what ran has its outcome" reaches j1 "exited with 0"
+
+before=$(unit MainPID)
+on_box /etc/baton/agent.toml.new <<< 'no_key = 1'
+inside sh -c 'cd /etc/baton && cp agent.toml kept && cat agent.toml.new agent.toml > next && mv next agent.toml'
+check "a restart with a mistake in agent.toml is refused" exits_with 2 inside baton service restart
+check "the agent that serves is not stopped for it" same "$(unit MainPID)" "$before"
+inside sh -c 'cd /etc/baton && mv kept agent.toml && rm agent.toml.new'
 
 gate last
 queue j2 "$(pass last)"
