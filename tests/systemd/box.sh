@@ -10,7 +10,7 @@ case $1 in
   --shell)
     box_with_package
     echo "a shell in the box; exit ends it"
-    nsenter --target "$BOX_LEADER" --all env -i "${BOX_ENVIRONMENT[@]}" TERM="${TERM:-dumb}" bash -i
+    nsenter --target "$BOX_LEADER" "${ENTER[@]}" TERM="${TERM:-dumb}" bash -i
     ;;
   *)
     # shellcheck source=/dev/null

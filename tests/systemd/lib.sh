@@ -104,8 +104,12 @@ same() { # A B
   [[ $1 == "$2" ]] || { printf 'not the same:\n%s\n%s\n' "$1" "$2" && return 1; }
 }
 
+# Enters the box. Without what nspawn takes from all in it, and nsenter would bring along: the clock is that of the whole
+# machine.
+readonly ENTER=(--all setpriv --bounding-set "-sys_time,-sys_module,-sys_rawio" -- env -i "${BOX_ENVIRONMENT[@]}")
+
 inside() {
-  timeout --kill-after 5 "$CALL_SECONDS" nsenter --target "$BOX_LEADER" --all env -i "${BOX_ENVIRONMENT[@]}" "$@"
+  timeout --kill-after 5 "$CALL_SECONDS" nsenter --target "$BOX_LEADER" "${ENTER[@]}" "$@"
 }
 
 inside_as() { # USER COMMAND…

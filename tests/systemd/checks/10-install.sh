@@ -2,6 +2,8 @@
 # Installing the package: the agent serves when dpkg returns, at the boot too, and everything is in its place.
 
 must "a systemd boots" boot_box
+# The clock is the whole machine's.
+check_not "what runs in a box can set no clock" says sys_time inside sh -c 'setpriv --dump | grep "bounding set"'
 must "dpkg -i installs the package" inside dpkg --install "$PACKAGE"
 check "the agent serves when dpkg returns" says "running" inside baton agent status
 check "it is enabled" inside systemctl --quiet is-enabled baton.service
