@@ -283,10 +283,10 @@ impl Agent {
         link_program(&settings).map_err(failed(&settings.program))?;
         let upgrade = upgrade::settle(&settings, &database).await?;
         let store = Store::open(&database)?;
-        let config = Arc::clone(&layers.config);
+        let (config, state) = (Arc::clone(&layers.config), &settings.state);
         let queue = Queue::new(config.queue_length, store.max_seq().await?);
-        let transfers = Arc::new(Transfers::new(&settings.state, &config.files));
-        let packages = Arc::new(Packages::new(&settings.state, &config.files));
+        let transfers = Arc::new(Transfers::new(state, &config.files));
+        let packages = Arc::new(Packages::new(state, &config.files));
         let mut reboot = reboot::Reboot::load(&settings.state)?;
         reboot.set_command(settings.restarts_machine(&config));
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
@@ -320,8 +320,7 @@ impl Agent {
             agent.follow_upgrade(upgrade);
             agent.complete_removals().await?;
         }
-        let drain = agent.inner.store.drain().await?;
-        agent.table().drain = drain;
+        agent.table().drain = agent.inner.store.drain().await?;
         agent.recover().await?;
         let transfers = Arc::clone(agent.transfers());
         // Beside the rest: a root may be on a disk that doesn't answer.
