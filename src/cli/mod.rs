@@ -58,12 +58,13 @@ Examples:
   baton flock /tmp/build.lock make             flock(1), in order of arrival
   baton deploy web.toml -e Test --dry-run      what a deployment would run where
   baton --instance blue queue                  the same of another agent of this machine
-  baton demo                                   see five projects share a machine
+  baton service install                        the agent as a service of this machine
   baton doctor                                 what keeps baton from working here
+  baton demo                                   see five projects share a machine
 
 Exit status: the script's own; else 124 run time limit, 75 queue time limit or busy,
 130 cancelled, 126/127 not started, 69 agent unreachable, 77 not trusted or not allowed,
-70 lost or internal, 2 usage.";
+78 a newer baton wrote what is here, 70 lost or internal, 2 usage.";
 
 /// Runs scripts on machines, one at a time under a machine-wide named mutex.
 #[derive(Debug, Parser)]
