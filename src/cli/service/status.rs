@@ -61,6 +61,7 @@ pub(super) fn status(args: &StatusArgs, instance: Option<&Instance>) -> Result<E
         value["mutex_directory"] = json!(mutex_folder(user.as_deref()));
         value["config_directory"] = json!(folders.config);
         value["state_directory"] = json!(folders.state);
+        value["runtime_directory"] = json!(folders.runtime);
         value["supervised_scripts"] = json!(living);
         value["agent"] = info.as_ref().map_or(Value::Null, info_json);
         write_json(&value)?;
@@ -68,10 +69,11 @@ pub(super) fn status(args: &StatusArgs, instance: Option<&Instance>) -> Result<E
         let text = describe(&unit, &state, info.as_ref(), living);
         let (user, mutexes) = (user.as_deref().unwrap_or("root"), mutex_folder(user.as_deref()));
         let more = format!(
-            "user:    {user}\nmutexes: {}\nconfig:  {}\nstate:   {}\n",
+            "user:    {user}\nmutexes: {}\nconfig:  {}\nstate:   {}\nruntime: {}\n",
             mutexes.display(),
             folders.config.display(),
             folders.state.display(),
+            folders.runtime.display(),
         );
         write_out(format!("{text}{more}").as_bytes())?;
     }
