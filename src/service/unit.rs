@@ -57,8 +57,9 @@ pub fn mutex_folder(user: Option<&str>) -> PathBuf {
 /// The unit for a program that is not the package's.
 pub fn unit(instance: Option<&Instance>, program: &Path) -> UnitFile {
     let text = if instance.is_some() { TEMPLATE } else { UNIT };
-    let exec = format!("ExecStart={PACKAGED_PROGRAM} ");
-    let text = text.replace(&exec, &format!("ExecStart={} ", quoted(program)));
+    // ExecStart and ExecReload.
+    let packaged = format!("={PACKAGED_PROGRAM} ");
+    let text = text.replace(&packaged, &format!("={} ", quoted(program)));
     let path = Path::new(OWN_UNITS).join(unit_file(instance));
     UnitFile { path, text: format!("{MARK}{text}") }
 }
@@ -118,10 +119,10 @@ mod tests {
         let default = unit_of(None);
         assert_eq!(default.path, Path::new("/etc/systemd/system/baton.service"));
         assert!(default.text.starts_with(MARK));
-        assert!(
-            default.text.contains("\nExecStart=\"/opt/my baton/100%%\" agent run\n"),
-            "{default:?}"
-        );
+        for does in ["Start", "Reload"].into_iter().zip(["run", "reload"]) {
+            let line = format!("\nExec{}=\"/opt/my baton/100%%\" agent {}\n", does.0, does.1);
+            assert!(default.text.contains(&line), "{line}: {default:?}");
+        }
         let template = unit_of(blue.as_ref());
         assert_eq!(template.path, Path::new("/etc/systemd/system/baton@.service"));
         assert!(template.text.contains(" --instance %i agent run\n"), "{template:?}");

@@ -72,6 +72,7 @@ before=$(unit MainPID)
 on_box /etc/baton/agent.toml.new <<< 'no_key = 1'
 inside sh -c 'cd /etc/baton && cp agent.toml kept && cat agent.toml.new agent.toml > next && mv next agent.toml'
 check "a restart with a mistake in agent.toml is refused" exits_with 2 inside baton service restart
+check_not "a reload of it fails" inside systemctl reload baton.service
 check "the agent that serves is not stopped for it" same "$(unit MainPID)" "$before"
 inside sh -c 'cd /etc/baton && mv kept agent.toml && rm agent.toml.new'
 
