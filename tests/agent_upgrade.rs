@@ -596,6 +596,51 @@ async fn an_agent_that_is_told_to_stop_during_its_trial_stops() {
     assert_eq!(site.installed(), ["baton", "baton.previous"]);
 }
 
+/// Is rolled back while the agent is what systemd would know by these words of a shell.
+async fn is_left_to_systemd(known_by: &str) {
+    let site = Site::new("30s");
+    let mut service = Command::new("sh");
+    let run = site.run();
+    service.args(["-c", &format!("{known_by} exec \"$0\" \"$@\"")]);
+    service.arg(run.get_program()).args(run.get_args());
+    service.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    service.stdin(Stdio::null()).stderr(site.log());
+    let mut agent = spawn(&mut service);
+    site.serves(OWN).await;
+    let program = site.bad("std::process::exit(0);");
+    let signature = std::fs::read_to_string(program.with_extension("minisig")).unwrap();
+    let wish = UpgradeWish { program, signature, allow_downgrade: false, dry_run: false };
+    Box::pin(site.client().await.upgrade(wish, Arc::new(|_| ()))).await.unwrap();
+    let ended = tokio::task::spawn_blocking(move || agent.wait().unwrap());
+    assert!(soon("its end", ended).await.unwrap().success());
+    let settled = async {
+        while !site.stage().is_some_and(|stage| stage.is_done()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the roll-back", settled).await;
+    let state = site.world.path("a/state").display().to_string();
+    let ours = baton::process::all().filter(|process| {
+        process.variable("BATON_STATE_DIR").ok().flatten().as_ref() == Some(&state)
+            && process.command_line().contains("agent run --listen")
+            && !process.command_line().contains("guard")
+    });
+    let ours: Vec<_> = ours.map(|process| process.command_line()).collect();
+    assert_eq!(ours, Vec::<String>::new(), "{known_by}: {}", site.said());
+    assert!(!site.said().contains("the guard has"), "{known_by}: {}", site.said());
+    assert_eq!(site.installed(), ["baton"]);
+    // As systemd does it, unless the unit was stopped.
+    let site = site.start().await;
+    assert_eq!(site.ended().await.phase(), v1::UpgradePhase::RolledBack);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_a_service_of_systemd_is_started_by_nobody_else() {
+    for known_by in ["NOTIFY_SOCKET=/nowhere/notify", "SYSTEMD_EXEC_PID=$$"] {
+        Box::pin(is_left_to_systemd(known_by)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_an_admin_upgrades() {
     let site = Site::new("30s");

@@ -16,7 +16,8 @@
 //! 3. What it is about to do is in the record first. Another guard, or the next agent, goes on with it.
 //! 4. It kills only what is the agent and runs another file than the one that was put back.
 //! 5. Who supervises the agent (systemd, runit) is left to start it; only when nobody does, the guard does, with the
-//!    arguments and the environment of the agent that it watched.
+//!    arguments and the environment of the agent that it watched. A service of systemd it never starts: that may have
+//!    been stopped, and systemd would not know that agent.
 
 mod agent;
 
@@ -34,6 +35,7 @@ use tracing::{error, info, warn};
 
 use crate::crash;
 use crate::filewatch::{FileWatch, FileWatcher, register};
+use crate::process::ProcessId;
 use crate::upgrade::{self, Event, Folder, GUARD_READY, Record, Stage, UpgradeError};
 use agent::WatchedAgent;
 
@@ -44,8 +46,8 @@ const STOP_LIMIT: Duration = Duration::from_mins(1);
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// How long who supervises has to start the old agent. systemd waits between two starts as its unit says.
 const RESTART_LIMIT: Duration = Duration::from_secs(5);
-/// The same when systemd supervises.
-const SYSTEMD_RESTART_LIMIT: Duration = Duration::from_mins(1);
+/// The same below a service of systemd that may be a wrapper of the agent.
+const WRAPPED_RESTART_LIMIT: Duration = Duration::from_mins(1);
 /// How long the old agent may take to serve then.
 const RECOVERY_LIMIT: Duration = Duration::from_mins(1);
 
@@ -246,10 +248,16 @@ impl Guard {
 
     /// Rule 5.
     async fn await_old(&mut self) {
-        let has_systemd = std::env::var_os("INVOCATION_ID").is_some();
-        let patience = if has_systemd { SYSTEMD_RESTART_LIMIT } else { RESTART_LIMIT };
+        let starter = Starter::of(self.record.agent);
+        let patience = match starter {
+            Starter::Systemd | Starter::Unknown => RESTART_LIMIT,
+            Starter::Wrapper => WRAPPED_RESTART_LIMIT,
+        };
         if self.serves_again(Instant::now() + patience).await {
             return;
+        }
+        if starter == Starter::Systemd {
+            return warn!("the agent does not serve yet; systemd starts it unless it was stopped");
         }
         match self.agent.start() {
             Ok(pid) => info!(pid, "nobody has started the agent; the guard has"),
@@ -290,6 +298,33 @@ impl Guard {
         let gone = || UpgradeError::Record("it is another one".to_owned());
         self.record = record.ok_or_else(gone)?;
         Ok(())
+    }
+}
+
+/// Who starts the agent when it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Starter {
+    /// It is the process of a service, and systemd alone decides whether it runs.
+    Systemd,
+    /// Something in a service started it: a wrapper, which is started again, or a terminal, which starts nothing.
+    Wrapper,
+    /// Perhaps nobody.
+    Unknown,
+}
+
+impl Starter {
+    /// By the environment of the agent, which is the guard's.
+    fn of(agent: ProcessId) -> Self {
+        let is_main =
+            std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == agent.pid.to_string());
+        // Before version 248 of systemd there is only the former.
+        if std::env::var_os("NOTIFY_SOCKET").is_some() || is_main {
+            Self::Systemd
+        } else if std::env::var_os("INVOCATION_ID").is_some() {
+            Self::Wrapper
+        } else {
+            Self::Unknown
+        }
     }
 }
 
