@@ -33,9 +33,12 @@ check "it is still enabled" inside systemctl --quiet is-enabled baton.service
 check "edited configuration is kept" inside grep -qx '# edited' /etc/baton/agent.toml
 open_gate open
 check "its outcome is right" reaches long "exited with 7"
+# As baton agent upgrade leaves it.
+inside cp /usr/bin/baton /usr/bin/baton.previous
 check "rpm -e removes it" rpm --erase baton
 check "the agent is stopped" same "$(unit ActiveState)" inactive
 check_not "the unit is gone" inside test -e /usr/lib/systemd/system/baton.service
 check_not "the program is gone" inside test -e /usr/bin/baton
+check_not "and the one before" inside test -e /usr/bin/baton.previous
 check "edited configuration stays, aside" inside grep -qx '# edited' /etc/baton/agent.toml.rpmsave
 check "history stays" inside test -e /var/lib/baton

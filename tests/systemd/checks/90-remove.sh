@@ -26,8 +26,11 @@ check "with its identity" same "$(inside baton agent init --json)" "$fingerprint
 inside useradd --system deploy
 inside baton service install --instance mine --user deploy --separate-mutex > /dev/null 2>&1
 check "an instance of another user is there" inside test -e /etc/systemd/system/baton@mine.service.d/50-baton.conf
+# As baton agent upgrade leaves them.
+inside cp /usr/bin/baton /usr/bin/baton.previous
+inside cp /usr/bin/baton /usr/bin/.baton.new
 check "dpkg -P purges the package" inside dpkg --purge baton
-check "nothing of it is left" same "$(inside sh -c 'ls -d /etc/baton /var/lib/baton* /run/baton* /usr/share/baton \
+check "nothing of it is left" same "$(inside sh -c 'ls -d /etc/baton /usr/bin/baton* /usr/bin/.baton* /var/lib/baton* /run/baton* /usr/share/baton \
   /usr/lib/systemd/system/baton* /etc/systemd/system/baton* /etc/systemd/system/*/baton* /etc/tmpfiles.d/baton* /var/lib/systemd/deb-systemd-helper-*/baton* 2> /dev/null')" ""
 check_not "systemd knows no such unit" inside systemctl cat baton.service
 check "installing it once more" inside dpkg --install "$PACKAGE"
