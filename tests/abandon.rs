@@ -109,6 +109,10 @@ async fn so_it_is_when_its_supervisor_was_killed_too() {
     let log = world.path("log");
     let next = agent.script(format!("echo next >> {}", log.display())).id("next").start().await;
     next.is_waiting().await;
+    // It stands in the machine's line, with a supervisor that lives on.
+    let mut line = Run::of(world.baton().args(["mutex", "status", "machine", "--json", "--watch"]));
+    while !line.line().contains("\"next\"") {}
+    drop(line);
     agent.kill();
     support::end_supervisor(&world.path("a/state/scripts/stuck"));
     let again = world.agent_at("a", &["--listen", "none"]).await;
@@ -119,10 +123,6 @@ async fn so_it_is_when_its_supervisor_was_killed_too() {
     let plain = world.mutexes().join("machine/os.lock");
     let flock = |plain: &Path| run("flock", &[Path::new("-n"), plain, Path::new("true")]);
     assert!(!flock(&plain));
-    // The agent's next one stands in the line first.
-    let mut line = Run::of(world.baton().args(["mutex", "status", "machine", "--json", "--watch"]));
-    while !line.line().contains("\"next\"") {}
-    drop(line);
     let outside = Run::waiter(&world, "machine", "outside");
     let cancel = ["cancel", "stuck", "--abandon", "--reason", "the disk is gone", "--wait"];
     let (_, _, error) = finish(world.baton_at("a").args(cancel));
