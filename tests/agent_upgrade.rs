@@ -69,6 +69,17 @@ impl Site {
         self
     }
 
+    /// The same by a shell that does this first.
+    async fn start_after(mut self, first: &str) -> Self {
+        let (run, mut shell) = (self.run(), Command::new("sh"));
+        shell.args(["-c", &format!("{first} exec \"$0\" \"$@\"")]);
+        shell.arg(run.get_program()).args(run.get_args());
+        shell.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        self.agent = Some(spawn(shell.stdin(Stdio::null()).stderr(self.log())));
+        self.serves(OWN).await;
+        self
+    }
+
     /// Starts it below something that starts it again whenever it ends.
     async fn start_supervised(mut self) -> Self {
         let mut supervisor = Command::new("sh");
@@ -138,6 +149,20 @@ impl Site {
         let program = other(&self.world, NEWER, main);
         self.signer.sign(&program);
         program
+    }
+
+    /// Begins an upgrade, and waits for no more than the agent's answer.
+    async fn begin(&self, program: PathBuf) {
+        let signature = std::fs::read_to_string(program.with_extension("minisig")).unwrap();
+        let wish = UpgradeWish { program, signature, allow_downgrade: false, dry_run: false };
+        Box::pin(self.client().await.upgrade(wish, Arc::new(|_| ()))).await.unwrap();
+    }
+
+    /// Waits until the agent's process has ended, well.
+    async fn has_ended(&mut self) {
+        let mut agent = self.agent.take().unwrap();
+        let ended = tokio::task::spawn_blocking(move || agent.wait().unwrap());
+        assert!(soon("its end", ended).await.unwrap().success(), "{}", self.said());
     }
 
     /// How the last upgrade stands on disk.
@@ -215,7 +240,7 @@ fn json(text: &str) -> serde_json::Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newer_version_takes_over_and_what_runs_and_waits_does_not_notice() {
-    let site = Site::new("30s").start().await;
+    let site = Site::new("30s").start_after("ulimit -Sn 500;").await;
     let (pid, log) = (site.pid(), site.world.path("order"));
     let (gate, log_path) = (site.world.gate(), log.display().to_string());
     let text = format!("echo 1 >> {log_path}; echo one; {}; echo two; exit 7", gate.wait());
@@ -256,6 +281,9 @@ async fn a_newer_version_takes_over_and_what_runs_and_waits_does_not_notice() {
     for number in 2..5 {
         assert!(exited(&site.started(&format!("s{number}")).await.outcome().await, 0));
     }
+    let limit = site.script("limit", "ulimit -Sn").await;
+    assert!(exited(&limit.outcome().await, 0));
+    assert_eq!(limit.output().await, b"500\n");
     outsider.wait().unwrap();
     let order: Vec<_> = lines(&log).into_iter().filter(|line| line != "outsider").collect();
     assert_eq!(order, ["1", "2", "3", "4"]);
@@ -480,9 +508,14 @@ async fn a_version_that_loops_through_crashes_is_rolled_back_under_who_supervise
 #[tokio::test(flavor = "multi_thread")]
 async fn a_version_that_hangs_is_ended_and_rolled_back() {
     let site = Site::new("2s").start_supervised().await;
+    // Started in the same way, of another program; its folders are others.
+    let other = site.world.agent_at("b", &["--listen", "none"]).await;
+    let process = baton::process::Process::read(other.pid()).unwrap();
     Box::pin(is_rolled_back(&site, "loop { std::thread::park(); }", "did not serve within 2s"))
         .await;
     assert_eq!(lines(&site.world.path("restarts")).len(), 1);
+    let still = baton::process::Process::read(process.pid).filter(|still| !still.is_zombie());
+    assert_eq!(still.map(|still| still.id()), Some(process.id()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -572,10 +605,7 @@ async fn a_guard_that_dies_while_it_takes_back_is_followed_by_another_one_or_the
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_is_told_to_stop_during_its_trial_stops() {
     let mut site = Site::new("30s").start().await;
-    let program = site.newer();
-    let signature = std::fs::read_to_string(program.with_extension("minisig")).unwrap();
-    let wish = UpgradeWish { program, signature, allow_downgrade: false, dry_run: false };
-    Box::pin(site.client().await.upgrade(wish, Arc::new(|_| ()))).await.unwrap();
+    site.begin(site.newer()).await;
     // Its guard sees nothing for a while.
     let is_guard = |process: &baton::process::Process| {
         process.command_line().contains(&format!("guard {}", site.world.path("a/state").display()))
@@ -584,10 +614,12 @@ async fn an_agent_that_is_told_to_stop_during_its_trial_stops() {
     let guard = support::Stopped::new(guard.pid);
     site.serves(NEWER).await;
     assert_eq!(site.stage(), Some(Stage::Starting));
-    let mut agent = site.agent.take().unwrap();
-    signal(&agent, rustix::process::Signal::TERM);
-    let ended = tokio::task::spawn_blocking(move || agent.wait().unwrap());
-    assert!(soon("its end", ended).await.unwrap().success());
+    // Until that is settled there is no other one.
+    let (code, _, error) = finish(&mut site.upgrade(&site.bad(""), &[]));
+    assert_eq!(code, 75, "{error}");
+    assert!(error.contains(&format!("in progress, to version {NEWER}")), "{error}");
+    signal(site.agent.as_ref().unwrap(), rustix::process::Signal::TERM);
+    site.has_ended().await;
     let upgraded = matches!(site.stage(), Some(Stage::Done { ended: Ended::Upgraded, .. }));
     assert!(upgraded, "{:?}", site.stage());
     // Nobody starts it again.
@@ -596,23 +628,50 @@ async fn an_agent_that_is_told_to_stop_during_its_trial_stops() {
     assert_eq!(site.installed(), ["baton", "baton.previous"]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_was_told_to_stop_before_it_becomes_the_new_program_leaves_the_old_one() {
+    let site = Site::new("30s");
+    let config = std::fs::read_to_string(site.world.path("a/config/agent.toml")).unwrap();
+    let config = format!("stop_wait = \"1min\"\n{config}");
+    write(&site.world.path("a/config/agent.toml"), &config);
+    let mut site = site.start().await;
+    let before = std::fs::read(&site.program).unwrap();
+    let gate = site.world.gate();
+    let running = site.script("running", &format!("echo one; {}", gate.wait())).await;
+    running.has_written(4).await;
+    signal(site.agent.as_ref().unwrap(), rustix::process::Signal::TERM);
+    let mut standing = site.client().await.watch_agent();
+    let told = async { while standing.next().await.unwrap().stops_by.is_none() {} };
+    soon("the stop", told).await;
+    site.begin(site.newer()).await;
+    site.has_ended().await;
+    let stage = site.stage();
+    let Some(Stage::Done { ended: Ended::RolledBack { reason }, .. }) = &stage else {
+        panic!("{stage:?}");
+    };
+    assert!(reason.contains("told to stop"), "{reason}");
+    assert_eq!((site.installed(), site.socket().exists()), (vec!["baton".to_owned()], false));
+    assert_eq!(std::fs::read(&site.program).unwrap(), before);
+    gate.open();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_back_is_what_ran_also_when_its_file_was_replaced_meanwhile() {
+    let site = Site::new("30s").start().await;
+    let before = std::fs::read(&site.program).unwrap();
+    baton::durable::replace_file(&site.program, b"by hand", 0o755).unwrap();
+    let bad = site.bad("std::process::exit(3);");
+    let (code, _, error) = finish(&mut site.upgrade(&bad, &[]));
+    assert_eq!(code, 1, "{error}\n{}", site.said());
+    site.serves(OWN).await;
+    assert!(std::fs::read(&site.program).unwrap() == before, "another program is there");
+}
+
 /// Is rolled back while the agent is what systemd would know by these words of a shell.
 async fn is_left_to_systemd(known_by: &str) {
-    let site = Site::new("30s");
-    let mut service = Command::new("sh");
-    let run = site.run();
-    service.args(["-c", &format!("{known_by} exec \"$0\" \"$@\"")]);
-    service.arg(run.get_program()).args(run.get_args());
-    service.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    service.stdin(Stdio::null()).stderr(site.log());
-    let mut agent = spawn(&mut service);
-    site.serves(OWN).await;
-    let program = site.bad("std::process::exit(0);");
-    let signature = std::fs::read_to_string(program.with_extension("minisig")).unwrap();
-    let wish = UpgradeWish { program, signature, allow_downgrade: false, dry_run: false };
-    Box::pin(site.client().await.upgrade(wish, Arc::new(|_| ()))).await.unwrap();
-    let ended = tokio::task::spawn_blocking(move || agent.wait().unwrap());
-    assert!(soon("its end", ended).await.unwrap().success());
+    let mut site = Site::new("30s").start_after(known_by).await;
+    site.begin(site.bad("std::process::exit(0);")).await;
+    site.has_ended().await;
     let settled = async {
         while !site.stage().is_some_and(|stage| stage.is_done()) {
             tokio::task::yield_now().await;
