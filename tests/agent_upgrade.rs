@@ -667,6 +667,52 @@ async fn what_comes_back_is_what_ran_also_when_its_file_was_replaced_meanwhile()
     assert!(std::fs::read(&site.program).unwrap() == before, "another program is there");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn another_build_of_the_same_version_is_taken_and_rolled_back_as_any_other() {
+    let site = Site::new("30s").start().await;
+    let mut content = std::fs::read(&site.program).unwrap();
+    content.push(0);
+    let build = make(&site.world, "baton-build", &content);
+    site.signer.sign(&build);
+    let (code, out, error) = finish(&mut site.upgrade(&build, &[]));
+    assert_eq!(code, 0, "{error}");
+    assert_eq!(out, format!("upgraded from {OWN} to {OWN}\n"));
+    let runs = |content: &[u8]| {
+        std::fs::read(format!("/proc/{}/exe", site.pid())).unwrap() == content
+            && std::fs::read(&site.program).unwrap() == content
+    };
+    assert!(runs(&content));
+    let bad = other(&site.world, OWN, "std::process::exit(3);");
+    site.signer.sign(&bad);
+    let (code, _, error) = finish(&mut site.upgrade(&bad, &[]));
+    assert_eq!(code, 1, "{error}\n{}", site.said());
+    site.serves(OWN).await;
+    assert!(runs(&content));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_only_the_new_version_can_read_is_replaced_by_the_copy_from_before() {
+    let site = Site::new("30s").start().await;
+    assert!(exited(&site.script("before", "exit 7").await.outcome().await, 7));
+    let (newer, next) = (site.world.path("newer.db"), baton::store::known_version() + 1);
+    let connection = rusqlite::Connection::open(&newer).unwrap();
+    connection.execute_batch(&format!("PRAGMA user_version = {next}")).unwrap();
+    drop(connection);
+    // As a migration does it; then it ends.
+    let database = site.world.path("a/state/agent.db").display().to_string();
+    let main = format!(
+        "std::fs::copy({database:?}, \"{database}.before-v{next}\").unwrap();\n\
+         std::fs::copy({:?}, {database:?}).unwrap(); std::process::exit(3);",
+        newer.display().to_string()
+    );
+    let (code, _, error) = finish(&mut site.upgrade(&site.bad(&main), &[]));
+    assert_eq!(code, 1, "{error}\n{}", site.said());
+    site.serves(OWN).await;
+    assert!(exited(&site.started("before").await.outcome().await, 7));
+    assert!(site.world.path("a/state/agent.db.replaced").exists());
+    assert!(site.said().contains("what it was before the newer version"), "{}", site.said());
+}
+
 /// Is rolled back while the agent is what systemd would know by these words of a shell.
 async fn is_left_to_systemd(known_by: &str) {
     let mut site = Site::new("30s").start_after(known_by).await;
