@@ -259,7 +259,8 @@ impl Tree {
     fn ask(&mut self, who: &Claimant) {
         match &self.own {
             Some(supervisor) if who.script_id.is_some() => {
-                supervisor.signal(Signal::TERM);
+                // A SIGTERM that nobody explains is the machine going down, to a supervisor.
+                supervisor.signal(Signal::INT);
                 return;
             }
             Some(wrapper) if who.kept_for.is_none() => drop(wrapper.signal(Signal::KILL)),

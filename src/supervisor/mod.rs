@@ -32,6 +32,8 @@ use std::io::{self, BufRead as _, Seek as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -169,6 +171,8 @@ fn mark(missing: &Missing) -> Vec<u8> {
 /// What tells a supervisor to stop or to step back, and that a process has ended.
 struct Signals {
     stop: UnixStream,
+    /// Whether one of those was a person's: a machine that goes down sends no SIGINT.
+    is_a_person_s: Arc<AtomicBool>,
     /// Looked at only while it waits: who runs goes on.
     step_back: UnixStream,
     child: UnixStream,
@@ -179,6 +183,9 @@ struct Signals {
 impl Signals {
     fn register(tied: bool) -> io::Result<Self> {
         let (stop, stop_writer) = UnixStream::pair()?;
+        let is_a_person_s = Arc::new(AtomicBool::new(false));
+        // First of all: who is woken sees it.
+        signal_hook::flag::register(SIGINT, Arc::clone(&is_a_person_s))?;
         for signal in [SIGTERM, SIGINT, SIGHUP] {
             signal_hook::low_level::pipe::register(signal, stop_writer.try_clone()?)?;
         }
@@ -189,7 +196,7 @@ impl Signals {
         for stream in [&stop, &step_back, &child] {
             stream.set_nonblocking(true)?;
         }
-        Ok(Self { stop, step_back, child, tied: Cell::new(tied) })
+        Ok(Self { stop, is_a_person_s, step_back, child, tied: Cell::new(tied) })
     }
 
     /// Whether a signal came since the last call.
@@ -311,7 +318,12 @@ impl Supervision {
     /// Whether the script is to stop.
     fn stop(&self) -> Option<Stop> {
         if Signals::take(&self.signals.stop) {
-            return Some(self.cancel().map_or(Stop::Unsaid, |cancel| Stop::Said(cancel.reason)));
+            if let Some(cancel) = self.cancel() {
+                return Some(Stop::Said(cancel.reason));
+            }
+            let is_a_person_s = self.signals.is_a_person_s.load(Ordering::SeqCst);
+            let reason = || "its supervisor was told to stop".to_owned();
+            return Some(if is_a_person_s { Stop::Said(reason()) } else { Stop::Unsaid });
         }
         let gone = || Stop::Said("the command that ran it is gone".to_owned());
         self.signals.owner_is_gone().then(gone)
