@@ -58,6 +58,10 @@ struct End<'a> {
 /// Upgrades.
 pub(super) async fn upgrade(args: UpgradeArgs, folders: Directories) -> Result<ExitCode, Failure> {
     let UpgradeArgs { reach, file, signature, allow_downgrade, dry_run, telling } = args;
+    // A name that is mistyped has no signature either.
+    std::fs::metadata(&file).map_err(|error| {
+        Failure::new(code::USAGE, anyhow::Error::new(error).context(format!("{}", file.display())))
+    })?;
     let signature = signature.unwrap_or_else(|| crate::client::signature_path(&file));
     let text = read_signature(&signature)?;
     let client = reach.client(&folders).await?;
