@@ -1,7 +1,8 @@
-//! Compiles `proto/` with protox, in pure Rust: no protoc is needed on the machine.
+//! Compiles `proto/` with protox, in pure Rust: no protoc is needed on the machine. Links the unwinder in.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use prost::Message as _;
 
@@ -11,6 +12,7 @@ use prost::Message as _;
 )]
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
+    link_unwinder();
     let descriptors = protox::compile(
         [
             "baton/v1/script.proto",
@@ -38,4 +40,20 @@ fn main() -> Result<(), Box<dyn Error>> {
     let etcd = protox::compile(["etcd/etcd.proto"], ["proto"])?;
     tonic_prost_build::configure().build_server(false).compile_fds(etcd)?;
     Ok(())
+}
+
+/// Takes the unwinder from gcc's static library where there is one: to find and map `libgcc_s.so` is a
+/// tenth of what `baton mutex run` takes. The standard library names the shared one, behind this.
+fn link_unwinder() {
+    let is = |key, value| std::env::var(key).is_ok_and(|found| found == value);
+    if !is("CARGO_CFG_TARGET_OS", "linux") || !is("CARGO_CFG_TARGET_ENV", "gnu") {
+        return;
+    }
+    let compiler = std::env::var_os("RUSTC_LINKER").unwrap_or_else(|| "cc".into());
+    let found = Command::new(compiler).arg("-print-file-name=libgcc_eh.a").output();
+    let path = found.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    // Of a file that it can't find it prints the name alone.
+    if path.is_ok_and(|path| Path::new(&path).is_absolute()) {
+        println!("cargo:rustc-link-lib=static:-bundle=gcc_eh");
+    }
 }
