@@ -225,10 +225,13 @@ fn run_command(words: &[OsString]) -> Result<ExitCode, Failure> {
     if let Some(args) = man::ManArgs::parse(words) {
         return man::man(&args, Cli::command());
     }
-    dispatch(Cli::parse_from(words))
+    dispatch(words)
 }
 
-fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
+// Its frame is of many pages, and each is touched: `mutex run` has no use for them.
+#[inline(never)]
+fn dispatch(words: &[OsString]) -> Result<ExitCode, Failure> {
+    let cli = Cli::parse_from(words);
     let set = cli.folders.set()?;
     // No runtime and no other folder: it is on the way of every protected command.
     if let Command::Mutex(args) = cli.command {

@@ -6,7 +6,6 @@
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read as _};
-use std::mem::MaybeUninit;
 use std::num::NonZeroU32;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -259,8 +258,9 @@ impl Folder {
         let failed = |e: Errno| MutexError::Folder { path: folder.clone(), source: e.into() };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = rustix::fs::open(&folder, flags, rustix::fs::Mode::empty()).map_err(failed)?;
-        let mut buffer = [MaybeUninit::uninit(); LIST_BYTES];
-        let mut listing = RawDir::new(open, &mut buffer);
+        // Not on the stack: of a buffer there, every page is touched.
+        let mut buffer: Vec<u8> = Vec::with_capacity(LIST_BYTES);
+        let mut listing = RawDir::new(open, buffer.spare_capacity_mut());
         let mut entries = Vec::new();
         while let Some(entry) = listing.next() {
             let entry = entry.map_err(failed)?;

@@ -103,6 +103,8 @@ impl FleetArgs {
     }
 }
 
+// Its frame is of many pages, and each is touched: a mutex of this machine has no use for them.
+#[inline(never)]
 pub(super) fn run(
     name: &LockName,
     args: &FleetArgs,
