@@ -91,6 +91,14 @@ look_at_program() {
   glibc=$(readelf --version-info --wide "$baton" | grep -o 'GLIBC_[0-9.]*' | sort --unique --version-sort | tail -n 1)
   glibc=${glibc#GLIBC_}
   [[ $glibc ]] || fail "$binary says no version of glibc that it needs"
+  local library
+  for library in $(readelf --dynamic --wide "$baton" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'); do
+    case $library in
+      libc.so.* | libm.so.* | ld-linux-*) ;;
+      # Each library costs at each start, and is one more thing that a machine must have.
+      *) fail "$binary needs $library" "only glibc's are expected; build.rs links gcc's unwinder in where libgcc_eh.a is" ;;
+    esac
+  done
 }
 
 put() { # MODE FILE TARGET

@@ -47,6 +47,13 @@ done
 check "all files are root's" not grep -v ' root/root ' "$work/deb.list"
 check "no key or certificate is in them" not grep -E 'key|\.pem|\.crt' "$work/deb.list"
 check "it says which glibc it needs" grep -Eq 'libc6 \(>= 2\.[0-9]+\)' <(dpkg-deb --field "$deb" Depends)
+check "and nothing else" not grep -q , <(dpkg-deb --field "$deb" Depends)
+mkdir "$work/foreign"
+needs_more() {
+  cc -x c - -o "$work/foreign/baton" -Wl,--no-as-needed -lgcc_s <<< 'int main(void) { return 0; }' &&
+    packaging/build.sh --fast --binary "$work/foreign/baton" --out "$work/foreign" tar
+}
+check "a program that needs another library is refused" grep -q 'needs libgcc_s.so.1' <(needs_more 2>&1)
 check "the configuration is the administrator's" grep -qx /etc/baton/agent.toml <(dpkg-deb --info "$deb" conffiles)
 check "the configuration in the package says nothing but where to read" not grep -v '^#' packaging/etc/agent.toml
 # Else dpkg would ask each administrator who changed theirs which of the two to keep, and stop where nobody answers.

@@ -32,7 +32,7 @@ use crate::trust::{Identity, PeerBook};
 ///
 /// Told to stop, it first waits as long as stop_wait in agent.toml says for what runs, and starts nothing
 /// more; a second Ctrl-C or SIGTERM ends the wait. The log goes to standard error; BATON_LOG says how much
-/// of it (for example debug, or baton=trace). systemd is told when it serves, how busy it is, and that it
+/// of it (for example debug, or baton=debug). systemd is told when it serves, how busy it is, and that it
 /// makes progress.
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
