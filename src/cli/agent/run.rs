@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::level_filters::{LevelFilter, STATIC_MAX_LEVEL};
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -18,7 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use super::AGENT;
 use super::reload::Hangups;
 use crate::agent::{Agent, AgentError, Settings};
-use crate::cli::failure::{Failure, code};
+use crate::cli::failure::{Failure, code, complain};
 use crate::config::instance::DEFAULT_NAME;
 use crate::config::{Directories, Instance, Overrides, Sources};
 use crate::filewatch::FileWatcher;
@@ -72,7 +73,7 @@ pub(super) fn agent_run(args: RunArgs, folders: Directories) -> Result<ExitCode,
 }
 
 fn start_log(format: Option<LogFormat>, instance: Option<&Instance>) {
-    let filter = EnvFilter::try_from_env("BATON_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = log_filter(&std::env::var("BATON_LOG").unwrap_or_default());
     let is_journal = || Journal::reads_stderr().then_some(LogFormat::Journal);
     let format = format.or_else(is_journal).unwrap_or(LogFormat::Text);
     let journal = || Journal::connect(instance.map_or(DEFAULT_NAME, Instance::as_str));
@@ -88,6 +89,38 @@ fn start_log(format: Option<LogFormat>, instance: Option<&Instance>) {
         LogFormat::Text | LogFormat::Journal => builder.with_target(false).init(),
         LogFormat::Json => builder.json().init(),
     }
+}
+
+/// What `BATON_LOG` lets through. What can't be had is said: who sets it looks for something.
+fn log_filter(wanted: &str) -> EnvFilter {
+    const DEFAULT: &str = "info";
+    if wanted.is_empty() {
+        return EnvFilter::new(DEFAULT);
+    }
+    let (most, lowered) = (STATIC_MAX_LEVEL, with_debug_for_trace(wanted));
+    let wanted = if most < LevelFilter::TRACE && lowered != wanted {
+        complain(&format!("warning: BATON_LOG={wanted}: a release tells no more than {most}"));
+        &lowered
+    } else {
+        wanted
+    };
+    EnvFilter::try_new(wanted).unwrap_or_else(|error| {
+        complain(&format!("warning: BATON_LOG={wanted}: {error}; {DEFAULT} is taken"));
+        EnvFilter::new(DEFAULT)
+    })
+}
+
+/// Directives such as `info,baton=trace` with the level below.
+fn with_debug_for_trace(directives: &str) -> String {
+    let lower = |directive: &str| {
+        let (target, level) = match directive.rsplit_once('=') {
+            Some((target, level)) => (format!("{target}="), level),
+            None => (String::new(), directive),
+        };
+        let is_trace = level.trim().eq_ignore_ascii_case("trace");
+        format!("{target}{}", if is_trace { "debug" } else { level })
+    };
+    directives.split(',').map(lower).collect::<Vec<_>>().join(",")
 }
 
 async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode, Failure> {
@@ -241,5 +274,29 @@ impl From<AgentError> for Failure {
             );
         }
         failure
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trace_is_taken_as_debug_and_nothing_else_changes() {
+        for (wanted, lowered) in [
+            ("trace", "debug"),
+            ("info,baton=TRACE", "info,baton=debug"),
+            ("tracer=warn,baton[span{a=trace}]=info", "tracer=warn,baton[span{a=trace}]=info"),
+            ("off", "off"),
+        ] {
+            assert_eq!(with_debug_for_trace(wanted), lowered);
+        }
+    }
+
+    #[test]
+    fn a_mistyped_level_leaves_the_usual_log() {
+        for (wanted, taken) in [("", "info"), ("baton=loud", "info"), ("warn", "warn")] {
+            assert_eq!(log_filter(wanted).to_string(), taken, "{wanted}");
+        }
     }
 }
