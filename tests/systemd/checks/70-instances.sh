@@ -21,10 +21,16 @@ check_not "neither knows the other's scripts" inside baton show second
 before=$(unit MainPID baton@blue.service)
 check "an upgrade" inside dpkg --install "$PACKAGE"
 check "restarts both" agent_is_not "$before" baton@blue.service
+check "and leaves the instance enabled" inside systemctl --quiet is-enabled baton@blue.service
 must "systemctl reboot" reboot_box
 check "starts both" eventually 30 agent_is_not 0 baton@blue.service
 check "with their history" is second "exited with 0" "${blue[@]}"
 check "removing the package" inside dpkg --remove baton
 check "stops both" same "$(unit ActiveState) $(unit ActiveState baton@blue.service)" "inactive inactive"
+check_not "and leaves no link to an instance" inside sh -c 'ls /etc/systemd/system/*.wants/baton@*'
 check "reinstalling it" inside dpkg --install "$PACKAGE"
 check "starts both again" eventually 30 agent_is_not 0 baton@blue.service
+check "and enables the instance" inside systemctl --quiet is-enabled baton@blue.service
+check "purging it" inside dpkg --purge baton
+check_not "leaves neither a link" inside sh -c 'ls /etc/systemd/system/*.wants/baton@*'
+check_not "nor what remembers one" inside test -e /var/lib/baton-instances
