@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::unit::{OWN_UNITS, PACKAGED_UNITS, drop_in_path, unit_name, user_of};
 use crate::config::directories::System;
 use crate::config::{Instance, Sources};
+use crate::text::chain;
 
 /// An agent that is installed, or has a configuration only.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,8 +18,19 @@ pub struct Installed {
     pub enabled: bool,
     /// Who runs it; `None`: root.
     pub user: Option<String>,
-    /// Where it listens, as far as its configuration can be read.
-    pub listen: Option<SocketAddr>,
+    /// Where it listens.
+    pub listens: Listens,
+}
+
+/// Where an agent listens, as its configuration says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listens {
+    /// There.
+    At(SocketAddr),
+    /// Nowhere: it serves this machine only.
+    Nowhere,
+    /// Its configuration can't be read; why.
+    Unknown(String),
 }
 
 /// The machine's files, below another root for tests.
@@ -90,7 +102,10 @@ impl Machine {
         let layers = Sources::file(config.join("agent.toml")).read_with([]);
         Installed {
             user: user_of(&drop_in).map(str::to_owned),
-            listen: layers.ok().and_then(|layers| layers.config.listen),
+            listens: match layers {
+                Ok(layers) => layers.config.listen.map_or(Listens::Nowhere, Listens::At),
+                Err(error) => Listens::Unknown(chain(&error)),
+            },
             instance,
             enabled,
         }
@@ -107,5 +122,13 @@ impl Installed {
     /// Its unit.
     pub fn unit(&self) -> String {
         unit_name(self.instance.as_ref())
+    }
+
+    /// Where it listens, if that is known and it does.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self.listens {
+            Listens::At(address) => Some(address),
+            Listens::Nowhere | Listens::Unknown(_) => None,
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::ServiceError;
-use super::installed::{Installed, Machine};
+use super::installed::{Installed, Listens, Machine};
 use super::unit::{self, MARK, PACKAGED_PROGRAM, UnitFile, unit_file, unit_name};
 use crate::config::directories::System;
 use crate::config::{Config, ConfigError, Instance, Overrides, Sources, TEMPLATE};
@@ -83,6 +83,11 @@ pub fn install(machine: &Machine, wanted: &Wanted) -> Result<Plan, ServiceError>
         ));
     }
     configure(machine, wanted, &others, &mut plan)?;
+    for other in &others {
+        if let Listens::Unknown(why) = &other.listens {
+            plan.notes.push(format!("it may have the port of {}: {why}", other.unit()));
+        }
+    }
     let instance = wanted.instance.as_ref();
     let packaged = machine.has_packaged(unit_file(instance));
     if !packaged || wanted.program != Path::new(PACKAGED_PROGRAM) {
@@ -143,7 +148,7 @@ fn configure(
         new = with_listen(source, &new, listen)?;
         config = parse(source, &new)?;
     }
-    let holder = |port: u16| others.iter().find(|o| o.listen.is_some_and(|a| a.port() == port));
+    let holder = |port: u16| others.iter().find(|o| o.address().is_some_and(|a| a.port() == port));
     if let Some(address) = config.listen
         && address.port() != 0
         && let Some(holder) = holder(address.port())
@@ -171,7 +176,7 @@ fn configure(
 }
 
 fn holder_free(others: &[Installed], port: u16) -> bool {
-    others.iter().all(|other| other.listen.is_none_or(|address| address.port() != port))
+    others.iter().all(|other| other.address().is_none_or(|address| address.port() != port))
 }
 
 /// The configuration with another address; comments and order stay.

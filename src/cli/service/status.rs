@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::cli::failure::Failure;
+use crate::cli::failure::{Failure, complain};
 use crate::cli::screen::{write_json, write_out};
 use crate::cli::show::Table;
 use crate::client::embedded::count_living;
@@ -14,7 +14,7 @@ use crate::config::Instance;
 use crate::config::directories::System;
 use crate::config::instance::DEFAULT_NAME;
 use crate::service::ServiceError;
-use crate::service::installed::{Installed, Machine};
+use crate::service::installed::{Installed, Listens, Machine};
 use crate::service::systemctl::{self, UnitState};
 use crate::service::unit::{mutex_folder, unit_name};
 use crate::wire::v1;
@@ -160,7 +160,7 @@ pub(super) fn list(args: &ListArgs) -> Result<ExitCode, Failure> {
     let mut table = Table::new(&["INSTANCE", "UNIT", "STATE", "STARTS", "LISTENS", "USER", "SAYS"]);
     let all = Machine::default().installed();
     for agent in &all {
-        let Installed { instance, enabled, user, listen } = agent;
+        let Installed { instance, enabled, user, listens } = agent;
         let name = instance.as_ref().map_or(DEFAULT_NAME, Instance::as_str);
         let unit = agent.unit();
         // Without systemd there are configurations all the same.
@@ -170,7 +170,10 @@ pub(super) fn list(args: &ListArgs) -> Result<ExitCode, Failure> {
             let mut value = state_json(&unit, &state);
             value["instance"] = json!(name);
             value["starts_with_machine"] = json!(enabled);
-            value["listen"] = json!(listen);
+            value["listen"] = json!(agent.address());
+            if let Listens::Unknown(why) = listens {
+                value["problem"] = json!(why);
+            }
             value["user"] = json!(user);
             write_json(&value)?;
             continue;
@@ -180,7 +183,11 @@ pub(super) fn list(args: &ListArgs) -> Result<ExitCode, Failure> {
             unit,
             state.active,
             if *enabled { "with the machine" } else { "by hand" }.to_owned(),
-            listen.map_or_else(|| "no port".to_owned(), |address| address.to_string()),
+            match listens {
+                Listens::At(address) => address.to_string(),
+                Listens::Nowhere => "no port".to_owned(),
+                Listens::Unknown(_) => "unknown".to_owned(),
+            },
             user.to_owned(),
             state.status_text,
         ]);
@@ -189,6 +196,14 @@ pub(super) fn list(args: &ListArgs) -> Result<ExitCode, Failure> {
         write_out(b"no agent is installed; `baton service install` installs one\n")?;
     } else if !args.json {
         write_out(table.render().as_bytes())?;
+        for agent in &all {
+            if let Listens::Unknown(why) = &agent.listens {
+                complain(&format!(
+                    "baton: the configuration of {} can't be read: {why}",
+                    agent.unit()
+                ));
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -125,6 +125,24 @@ fn the_second_agent_gets_the_next_free_port_and_comments_stay() {
 }
 
 #[test]
+fn a_configuration_that_can_t_be_read_is_no_agent_without_a_port() {
+    let site = Site::new();
+    for name in ["default", "blue", "green"] {
+        site.install(&wanted(name));
+    }
+    site.write("/etc/baton/instances/blue/agent.toml", "no_key = 1\n");
+    let listens: Vec<_> = site.machine().installed().into_iter().map(|a| a.listens).collect();
+    let [Listens::At(first), Listens::Unknown(why), Listens::At(third)] = listens.as_slice() else {
+        panic!("{listens:?}");
+    };
+    assert_eq!((first.port(), third.port()), (10950, 10952));
+    assert!(why.contains("blue/agent.toml, line 1") && why.contains("no_key"), "{why}");
+    let next = site.install(&wanted("red"));
+    let is_told = |note: &String| note.contains("port of baton@blue.service: ");
+    assert!(next.notes.iter().any(is_told), "{:?}", next.notes);
+}
+
+#[test]
 fn a_given_configuration_is_checked_and_taken() {
     let site = Site::new();
     let file = site.root.path().join("mine.toml");

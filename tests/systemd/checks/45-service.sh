@@ -73,6 +73,10 @@ on_box /etc/baton/agent.toml.new <<< 'no_key = 1'
 inside sh -c 'cd /etc/baton && cp agent.toml kept && cat agent.toml.new agent.toml > next && mv next agent.toml'
 check "a restart with a mistake in agent.toml is refused" exits_with 2 inside baton service restart
 check_not "a reload of it fails" inside systemctl reload baton.service
+check "the list says whose configuration can't be read, and why" \
+  says "the configuration of baton.service can't be read: /etc/baton/agent.toml, line 1" inside baton service list
+check "and goes on with the others" says "0.0.0.0:10951" inside baton service list
+check "also as JSON" says '"problem":"/etc/baton/agent.toml, line 1: ' inside baton service list --json
 check "the agent that serves is not stopped for it" same "$(unit MainPID)" "$before"
 inside sh -c 'cd /etc/baton && mv kept agent.toml && rm agent.toml.new'
 
