@@ -74,14 +74,10 @@ impl Machine {
     /// All agents, the default one first.
     pub fn installed(&self) -> Vec<Installed> {
         let mut found: BTreeMap<Option<Instance>, bool> = BTreeMap::new();
-        if self.has(Path::new("/etc/baton/agent.toml")) {
-            found.insert(None, false);
-        }
-        for name in self.names("/etc/baton/instances") {
-            if let Ok(instance) = name.parse() {
-                found.insert(Some(instance), false);
-            }
-        }
+        let named = self.names("/etc/baton/instances");
+        let named = named.iter().filter_map(|name| name.parse().ok()).map(Some);
+        found.extend([None].into_iter().chain(named).map(|instance| (instance, false)));
+        found.retain(|instance, _| self.is_configured(instance.as_ref()));
         for name in self.names(&format!("{OWN_UNITS}/multi-user.target.wants")) {
             if name == "baton.service" {
                 found.insert(None, true);
@@ -93,6 +89,12 @@ impl Machine {
             }
         }
         found.into_iter().map(|(instance, enabled)| self.describe(instance, enabled)).collect()
+    }
+
+    /// Whether its folder has more than what is somebody's own as a client.
+    fn is_configured(&self, instance: Option<&Instance>) -> bool {
+        let folder = System::of(instance).config;
+        ["agent.toml", "agent.key"].iter().any(|name| self.has(&folder.join(name)))
     }
 
     fn describe(&self, instance: Option<Instance>, enabled: bool) -> Installed {

@@ -1,6 +1,6 @@
 //! `baton service uninstall`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -16,10 +16,14 @@ use crate::service::installed::Machine;
 use crate::service::plan;
 use crate::service::unit::unit_name;
 
+/// With what root calls other machines: they trust this key, and the list may be all that says which they are.
+const CLIENTS: [&str; 4] = ["client.key", "client.crt", "client.toml", "targets.toml"];
+
 /// Stop the agent and remove what `install` wrote; scripts that run go on
 ///
 /// Configuration, identity and state stay, for the next installation. When it is not installed nothing is
-/// changed, and that is no error.
+/// changed, and that is no error. What is root's own as a client of other machines (client.key, client.crt,
+/// client.toml, targets.toml) is not the service's, and always stays.
 #[derive(Debug, Args)]
 pub(super) struct UninstallArgs {
     /// Remove configuration, identity and state too
@@ -47,7 +51,8 @@ pub(super) fn uninstall(
         show(&plan)?;
         if args.purge {
             let lines = purged.map(|folder| format!("# remove {}\n", folder.display()));
-            write_out(lines.concat().as_bytes())?;
+            let kept = clients(&config).map(|path| format!("# but keep {}\n", path.display()));
+            write_out((lines.concat() + &kept.collect::<String>()).as_bytes())?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -71,10 +76,20 @@ pub(super) fn uninstall(
     }
     let what = if args.purge { ", with configuration and state" } else { "" };
     write_out(format!("{unit} is not installed any more{what}\n").as_bytes())?;
+    if args.purge {
+        for path in clients(&config) {
+            complain(&format!("baton: {} stays: it is no file of the service", path.display()));
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Removes a folder; the instances in that of the default one stay.
+/// What of root's own as a client is in a folder.
+fn clients(config: &Path) -> impl Iterator<Item = PathBuf> {
+    CLIENTS.into_iter().map(|name| config.join(name)).filter(|path| path.symlink_metadata().is_ok())
+}
+
+/// Removes a folder; the instances in that of the default one stay, and what is root's own as a client.
 fn remove(folder: &Path, instance: Option<&Instance>) -> Result<(), ServiceError> {
     let is_gone = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
     let entries = match std::fs::read_dir(folder) {
@@ -84,7 +99,8 @@ fn remove(folder: &Path, instance: Option<&Instance>) -> Result<(), ServiceError
     };
     for entry in entries.flatten() {
         let path = entry.path();
-        if instance.is_none() && entry.file_name() == "instances" {
+        let is_instances = instance.is_none() && entry.file_name() == "instances";
+        if is_instances || CLIENTS.iter().any(|name| entry.file_name() == *name) {
             continue;
         }
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
@@ -93,7 +109,7 @@ fn remove(folder: &Path, instance: Option<&Instance>) -> Result<(), ServiceError
         removed
             .or_else(|error| if is_gone(&error) { Ok(()) } else { Err(failed(&path)(error)) })?;
     }
-    // Not empty: the instances are in it.
+    // Not empty: something stays in it.
     std::fs::remove_dir(folder).unwrap_or_default();
     Ok(())
 }

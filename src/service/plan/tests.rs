@@ -189,6 +189,18 @@ fn agents_of_different_users_are_refused_unless_that_is_wanted() {
 }
 
 #[test]
+fn where_only_a_client_s_files_are_no_agent_is() {
+    let site = Site::new();
+    site.write("/etc/baton/targets.toml", "");
+    site.write("/etc/baton/instances/blue/client.key", "");
+    assert_eq!(site.machine().installed(), []);
+    // By hand, without an installation: the agent makes its identity.
+    site.write("/etc/baton/instances/blue/agent.key", "");
+    let units: Vec<_> = site.machine().installed().iter().map(Installed::unit).collect();
+    assert_eq!(units, ["baton@blue.service"]);
+}
+
+#[test]
 fn what_is_removed_is_what_was_written_and_nobody_else_needs() {
     let site = Site::new();
     assert_eq!(uninstall(&site.machine(), None), Plan::default());

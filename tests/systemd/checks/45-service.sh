@@ -96,9 +96,20 @@ must "the next installation" inside baton service install
 check "finds it" reaches j2 running
 open_gate last
 check "with its outcome" reaches j2 "exited with 0"
-check "uninstall --purge" inside baton service uninstall --purge
+client=$(inside baton identity)
+inside baton target add web-1 web-1:10950 --fingerprint "$(printf '%064d' 1)" > /dev/null
+inside baton --instance blue identity > /dev/null
+check "a dry run of a purge says what stays" says "# but keep /etc/baton/client.key" \
+  inside baton service uninstall --purge --dry-run
+check "uninstall --purge" says "/etc/baton/targets.toml stays" inside baton service uninstall --purge
 check_not "nothing is left of its state" inside test -e /var/lib/baton/agent.db
 check_not "nor of its configuration" inside test -e /etc/baton/agent.toml
 check "that of the other instance is" inside test -e /etc/baton/instances/blue/agent.toml
 check "which serves" inside baton --instance blue agent status
+check "and so is what root is as a client: its key" same "$(inside baton identity)" "$client"
+check "and the machines that it knows" says web-1 inside baton target list
 check "twice is no error" inside baton service uninstall --purge
+check "purging the other instance" inside baton service uninstall --instance blue --purge
+check "leaves root's own" same "$(inside find /etc/baton ! -type d -printf '%P\n' | sort)" \
+  $'client.crt\nclient.key\ninstances/blue/client.crt\ninstances/blue/client.key\ntargets.toml'
+check "and no agent" says "no agent is installed" inside baton service list

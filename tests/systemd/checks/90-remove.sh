@@ -36,3 +36,13 @@ check_not "systemd knows no such unit" inside systemctl cat baton.service
 check "installing it once more" inside dpkg --install "$PACKAGE"
 check "begins anew" eventually 30 serves
 check_not "without history" inside baton show kept
+
+client=$(inside baton identity)
+inside baton target add web-1 web-1:10950 --fingerprint "$(printf '%064d' 1)" > /dev/null
+inside baton --instance blue identity > /dev/null
+check "purging it again" inside dpkg --purge baton
+check "what is root's own as a client stays, and nothing else" same "$(inside find /etc/baton ! -type d -printf '%P\n' | sort)" \
+  $'client.crt\nclient.key\ninstances/blue/client.crt\ninstances/blue/client.key\ntargets.toml'
+inside dpkg --install "$PACKAGE" > /dev/null 2>&1
+check "other machines trust the same key" same "$(inside baton identity)" "$client"
+check "which knows them" says web-1 inside baton target list
