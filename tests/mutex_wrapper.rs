@@ -57,6 +57,18 @@ fn signals_are_passed_on_and_the_exit_status_is_the_command_s() {
 }
 
 #[test]
+fn the_command_s_end_is_seen_whatever_signals_the_caller_blocked_or_ignored() {
+    let world = World::new();
+    for signals in ["--block-signal", "--block-signal=CHLD", "--ignore-signal=CHLD"] {
+        let mut command = Command::new("env");
+        command.arg(signals).arg(support::BATON).args(["mutex", "run", "m", "--"]);
+        command.args(["sh", "-c", "exit 3"]).env("BATON_MUTEX_DIR", world.mutexes());
+        assert_eq!(Run::of(&mut command).end(), 3, "{signals}");
+        assert_eq!(now(&world, "m"), 0);
+    }
+}
+
+#[test]
 fn the_standard_streams_pass_unchanged() {
     let world = World::new();
     let data: Vec<u8> = (0..=255_u8).cycle().take(1 << 20).collect();

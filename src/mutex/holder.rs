@@ -5,13 +5,13 @@
 //! they are given back at once.
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use signal_hook::consts::{
     SIGALRM, SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
 };
@@ -302,11 +302,14 @@ fn follow(
 ) -> io::Result<ExitStatus> {
     let since = Instant::now();
     let mut warn_at = warn_after.and_then(|after| since.checked_add(after));
+    // Not by SIGCHLD alone: whoever started this process may have blocked it.
+    let end = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).ok();
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
-        os::sleep([signals.descriptor()].into_iter(), warn_at)?;
+        let end = end.iter().map(OwnedFd::as_fd);
+        os::sleep(end.chain([signals.descriptor()]), warn_at)?;
         for signal in signals.unheard() {
             pass_on(&child, signal);
         }
@@ -322,10 +325,9 @@ fn follow(
 
 /// Sends a signal to the command, which is not reaped yet.
 pub(crate) fn pass_on(child: &Child, signal: i32) {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    if let (Some(pid), Some(signal)) = (pid, Signal::from_named_raw(signal)) {
+    if let Some(signal) = Signal::from_named_raw(signal) {
         // ESRCH can't be: it is not reaped yet.
-        kill_process(pid, signal).unwrap_or_default();
+        kill_process(Pid::from_child(child), signal).unwrap_or_default();
     }
 }
 
