@@ -74,6 +74,41 @@ fn a_claim_under_its_own_mutex_is_refused_also_inside_a_script() {
 }
 
 #[test]
+fn a_shared_claim_under_a_shared_one_is_refused_when_an_exclusive_one_waits_in_between() {
+    let world = World::new();
+    let gate = world.gate();
+    let inner = format!("{} mutex run --shared a -- echo never", support::BATON);
+    let text = format!("echo on; {}; {inner}", gate.wait());
+    let nested = ["mutex", "run", "--shared", "a", "--", "sh", "-c", &text];
+    let mut nested = Talker::start(world.baton().args(nested));
+    assert_eq!(nested.line(), "on");
+    let mut between = run(&world, "a", "echo got it");
+    between.is_told("waiting, position 1");
+    gate.open();
+    let (code, out, told) = nested.end();
+    assert_eq!((code, out.as_str()), (75, ""), "{told}");
+    assert!(told.contains("wait for itself") && told.contains("held already"), "{told}");
+    assert_eq!(between.end().1, "got it\n");
+}
+
+#[test]
+fn the_last_places_of_all_are_not_waited_for_by_who_has_them() {
+    let world = World::new();
+    let nested =
+        format!("{0} mutex run --at-most 2 a -- {0} mutex run --at-most 2 a", support::BATON);
+    let third = format!("{nested} -- {} mutex run --shared a -- true", support::BATON);
+    let (code, _, told) =
+        finish(world.baton().args(["mutex", "run", "b", "--"]).args(third.split(' ')));
+    assert_eq!(code, 75, "{told}");
+    assert!(told.contains("wait for itself"), "{told}");
+    let second = format!("{nested} -- true");
+    assert_eq!(
+        finish(world.baton().args(["mutex", "run", "b", "--"]).args(second.split(' '))).0,
+        0
+    );
+}
+
+#[test]
 fn no_home_is_needed_where_the_folder_is_named() {
     let world = World::new();
     let mut command = std::process::Command::new(support::BATON);

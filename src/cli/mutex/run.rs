@@ -200,7 +200,8 @@ pub(in crate::cli) fn exit_code(status: ExitStatus) -> ExitCode {
 
 /// A claim that would wait for itself, and what to do about it.
 pub(super) fn deadlock(error: MutexError, code: u8) -> Failure {
-    let is_same = matches!(&error, MutexError::Deadlock(cycle) if cycle.len() == 1);
+    let is_same = matches!(&error, MutexError::Deadlock(cycle)
+        if cycle.iter().all(|step| step.mutex == cycle[0].mutex));
     let hint = if is_same {
         "it is held already: leave the inner one out"
     } else {
