@@ -1,13 +1,15 @@
 //! Appending lines to a file that many processes write: whole lines, in one write a batch, under a
 //! named mutex. It needs no agent.
 //!
-//! 1. A line is in the file as a whole or not at all, also when the disk is full.
+//! 1. A line is in the file as a whole or not at all, also when the disk is full. It is a line of its
+//!    own, also behind one that something else, or a writer that was killed, left without its end.
 //! 2. Lines of one writer keep their order.
 //! 3. With a limit the file is moved to `FILE.1` before it would grow over it.
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write as _};
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -115,16 +117,31 @@ fn write_lines(path: &Path, max_bytes: Option<u64>, lines: &[u8]) -> io::Result<
     };
     let mut file = open()?;
     let size = file.metadata()?.len();
-    let grown = size.saturating_add(u64::try_from(lines.len()).unwrap_or(u64::MAX));
+    let mut batch = Cow::Borrowed(lines);
+    if lacks_end(path, size) {
+        batch = [b"\n", lines].concat().into();
+    }
+    let grown = size.saturating_add(u64::try_from(batch.len()).unwrap_or(u64::MAX));
     if size > 0 && max_bytes.is_some_and(|limit| grown > limit) {
         let mut old = path.as_os_str().to_owned();
         old.push(".1");
         std::fs::rename(path, old)?;
         file = open()?;
+        batch = Cow::Borrowed(lines);
     }
     let before = file.metadata()?.len();
     // Rule 1: what was written of a batch that does not fit is taken back.
-    file.write_all(lines).inspect_err(|_| take_back(&file, before))
+    file.write_all(&batch).inspect_err(|_| take_back(&file, before))
+}
+
+/// Whether the last line of a file has no end. What may not be read counts as whole.
+fn lacks_end(path: &Path, length: u64) -> bool {
+    let Some(at) = length.checked_sub(1) else {
+        return false;
+    };
+    let mut last = [0];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut last, at));
+    read.is_ok() && last != *b"\n"
 }
 
 fn take_back(file: &File, length: u64) {
@@ -150,6 +167,19 @@ mod tests {
         append(&mutexes, &wish(), &mut &b"one\ntwo"[..], &path, None, |_| {}).unwrap();
         append(&mutexes, &wish(), &mut &b"three\n"[..], &path, None, |_| {}).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"one\ntwo\nthree\n");
+    }
+
+    #[test]
+    fn rule_1_a_line_without_its_end_is_ended_before_the_next_one() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("file");
+        let mutexes = root.path().join("mutex");
+        std::fs::write(&path, "whole\nof a killed writ").unwrap();
+        for line in ["first\n", "second"] {
+            append(&mutexes, &wish(), &mut line.as_bytes(), &path, Some(40), |_| {}).unwrap();
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text, "whole\nof a killed writ\nfirst\nsecond\n");
     }
 
     #[test]
