@@ -108,6 +108,9 @@ const CASES: &[&str] = &[
     "flock -F f sh -c 'kill -9 $$'; echo $?",
     "flock f sh -c 'kill -TERM $$'",
     "(trap '' CHLD; flock f sh -c 'exit 3')",
+    "flock f sh -c 'kill -PIPE $$; echo alive'",
+    "trap '' PIPE; for o in '' -o -F; do flock $o f sh -c 'kill -PIPE $$; echo alive'; done",
+    "trap '' PIPE; echo 'kill -PIPE $$; echo alive' > script; chmod +x script; flock f ./script",
     // The lock of a descriptor stays.
     "exec 9>f; flock 9; flock -n f true; echo $?; flock -u 9; flock -n f true; echo $?",
     "exec 9>f; flock -s 9; flock -n f true; echo $?; flock -ns f true; echo $?",

@@ -56,6 +56,24 @@ fn signals_are_passed_on_and_the_exit_status_is_the_command_s() {
     }
 }
 
+/// As systemd starts services, unless it is told otherwise.
+#[test]
+fn a_command_ignores_a_broken_pipe_when_the_caller_does_and_only_then() {
+    let world = World::new();
+    for (caller, expected) in [("", (141, "")), ("trap '' PIPE;", (0, "alive\n"))] {
+        for words in ["run log", "once key"] {
+            let text = format!(
+                "{caller} exec {} mutex {words} -- sh -c 'kill -PIPE $$; echo alive'",
+                support::BATON
+            );
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &text]).env("BATON_MUTEX_DIR", world.mutexes()).stdin(Stdio::null());
+            let (code, out, told) = finish(&mut shell);
+            assert_eq!((code, out.as_str()), expected, "{words}: {told}");
+        }
+    }
+}
+
 #[test]
 fn the_command_s_end_is_seen_whatever_signals_the_caller_blocked_or_ignored() {
     let world = World::new();

@@ -22,7 +22,7 @@ use signal_hook::low_level::siginfo::{Cause, Origin};
 use super::abandoned::Abandoned;
 use super::deadlock::{self, HELD_VARIABLE, Held};
 use super::survivors::CLAIMS_VARIABLE;
-use super::{Advance, Blocked, Claim, Claimant, Hold, MutexError, MutexName, os};
+use super::{Advance, Blocked, Claim, Claimant, Hold, MutexError, MutexName, os, unix};
 
 /// How long to wait for the mutexes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -127,6 +127,7 @@ pub(super) fn run_held(
 ) -> Result<Ran, HolderError> {
     hold.make_inheritable()?;
     command.envs(variables(&hold, &wish.claims));
+    unix::inherit_signals(command);
     // Before the start: no signal is missed.
     let mut signals = Signals::register()?;
     #[expect(clippy::disallowed_methods, reason = "this is the home of protected commands")]

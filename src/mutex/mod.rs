@@ -56,6 +56,7 @@ mod place;
 pub mod policy;
 pub mod status;
 pub mod survivors;
+mod unix;
 pub mod watch;
 
 use std::path::PathBuf;

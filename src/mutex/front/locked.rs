@@ -15,7 +15,7 @@ use signal_hook::consts::SIGCHLD;
 use super::Line;
 use super::subject::is_errno;
 use crate::mutex::deadlock::{self, HELD_VARIABLE};
-use crate::mutex::{Hold, os, status};
+use crate::mutex::{Hold, os, status, unix};
 
 /// Why a command has no exit status.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +110,7 @@ impl Locked {
             // A signal with a handler is at its default in the command, and its end can be waited for.
             signal_hook::flag::register(SIGCHLD, Arc::new(AtomicBool::new(false)))?;
         }
+        unix::inherit_signals(command);
         if let Some(hold) = self.place.hold() {
             command.env(HELD_VARIABLE, deadlock::to_variable(&hold.held()));
         }
@@ -144,6 +145,7 @@ fn spawn(command: &mut Command) -> io::Result<Child> {
             for (name, value) in command.get_envs() {
                 value.map(|value| shell.env(name, value));
             }
+            unix::inherit_signals(&mut shell);
             shell.spawn()
         }
         other => other,
