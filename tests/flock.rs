@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails here")]
 
+#[path = "support/random.rs"]
+mod random;
 mod support;
 
 use std::fs::File;
@@ -10,6 +12,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use random::Random;
 use rustix::fs::{FlockOperation, flock};
 use support::talker::Talker;
 use support::{BATON, World, finish, lines};
@@ -222,6 +225,66 @@ fn options_forms_exit_codes_and_effects_are_those_of_flock() {
         }
     }
     assert!(differences.is_empty(), "\n{}", differences.join("\n"));
+}
+
+/// What a command line is made of by chance: what was done before, options, FILE, what stands behind
+/// it, what is looked at after. Separated by `|`.
+const PARTS: [&str; 5] = [
+    "||exec 9>f;|exec 9>f; flock 9;|exec 9>f; flock -s 9;|exec 9<f;|exec 9>>new 8>f; flock -x 8;|\
+     exec 9>f 8>f; flock -s 8;|exec 3>f;|exec 9<.; flock 9;|exec 9<>f 7>other; flock -x 7;",
+    "-s|-x|-e|-u|-n|-o|-F|-w 0|-w 0.03|-w.02|-w0|-E 5|-E7|-E 0|-E 300|-w 1e-2|-nE3|-sn|-xo|-w abc|\
+     -E abc|--|--verbose|-q|-nu|-ns|-un|-w ' 0.02'|-w '0.02 '|-E 08|-E +5|-E -0|--shared|\
+     --exclusive|--unlock|--nonblock|--nb|--close|--no-fork|--timeout 0.03|--timeout=0.03|\
+     --wait 0.03|--wait=0|--conflict-exit-code 6|--conflict-exit-code=6|--conf=6|--sh|--ex|--un|\
+     --nonb|--cl|--no-f|--verb|--t=0.02|--wai=0.02|--u|--s|--e|--c=4|--c 4|--co=4|--v|--n|\
+     --exclusive=|--timeout=|--conflict-exit-code=|--=3|--wait=-0|--verbose=1|--nb=",
+    "f|f|f|f|.|sub|/dev/null|./f|new|no/x|link|''|9|8|97|'a b'|-|",
+    "|true|false|echo hi|sh -c 'exit 5'|-c 'exit 3'|-c 'echo x'|--command 'exit 4'|-c|-c a b|\
+     no-such-command|sh -c 'kill -9 $$'|-n true|-- true|echo -c|sh -c 'flock -n f true; echo $?'|\
+     -c 'flock -ns f true; echo $?'|-C true|''|/tmp|./script|sh -c 'flock -u 3; echo $?'|\
+     --comm true|-c=true|-ctrue|sh -c 'echo $#' a b c",
+    "||; flock -n f true; echo $?|; flock -ns f true; echo $?|; echo $?",
+];
+
+/// A command line by chance, in a folder with something in it.
+fn by_chance(random: &mut Random) -> String {
+    let mut part = |index: usize| {
+        let all: Vec<&str> = PARTS[index].split('|').map(str::trim_start).collect();
+        random.pick(&all)
+    };
+    let (before, file, behind, after) = (part(0), part(2), part(3), part(4));
+    let mut options: Vec<&str> = (0..3).map(|_| part(1)).collect();
+    options.truncate(usize::try_from(random.between(0, 3)).unwrap());
+    if before.contains("flock") {
+        // What is held is held for as long as the text runs.
+        options.insert(0, random.pick(&["-n", "-w 0.03"]));
+    }
+    format!(
+        "mkdir sub; : > f; ln -s there link; echo 'echo script $*' > script; chmod +x script; \
+         {before} flock {} {file} {behind}{after}",
+        options.join(" ")
+    )
+}
+
+#[test]
+fn what_is_put_together_by_chance_has_the_effect_of_flock_too() {
+    const TIMES: usize = 150;
+    if !Path::new(ORACLE).exists() {
+        eprintln!("skipped: there is no {ORACLE} to compare with");
+        return;
+    }
+    let world = World::new();
+    let (oracle, ours) = (program(&world, "oracle"), program(&world, "link"));
+    let seed = Random::seed("BATON_TEST_FLOCK_SEED");
+    let mut random = Random::new(seed);
+    let mut differences = Vec::new();
+    for text in (0..TIMES).map(|_| by_chance(&mut random)) {
+        let (right, done) = (effect(&world, &oracle, &text), effect(&world, &ours, &text));
+        if done != right {
+            differences.push(format!("{text}\n  {right:?}\n  {done:?}"));
+        }
+    }
+    assert!(differences.is_empty(), "seed {seed}\n{}", differences.join("\n"));
 }
 
 fn is_free(path: &Path) -> bool {
