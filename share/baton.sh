@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# Named mutexes for shell scripts: dash, bash, busybox and other POSIX shells, also under `set -eu`.
+# Named mutexes for shell scripts: dash, bash, busybox, zsh and other POSIX shells, also under `set -eu`.
 #
 #   . /usr/share/baton/baton.sh
 #
@@ -13,7 +13,8 @@
 # BATON names the program; default: baton.
 #
 # - The mutex is free when the shell that acquired it has ended, however it ended: also by kill -9. A
-#   subshell `( … )` or a background job that acquires one is that shell.
+#   subshell `( … )` or a background job that acquires one is that shell. (Not in ksh93, where a
+#   subshell is no process: there it is free when the script has ended.)
 # - with_mutex returns the command's status; 75 when the mutex was not obtained, which says why on
 #   standard error. `set -e` counts inside a function as if it were called directly.
 # - A program that with_mutex runs is protected also when this shell is killed. What a function runs
@@ -21,7 +22,8 @@
 # - Who claims a mutex again that it has already (not shared) is refused at once, with status 75.
 # - At the exit of the script what is left is released by a trap, after the action that the script's
 #   own EXIT trap had at the first mutex_acquire. A script that sets its trap later replaces that: then
-#   the mutex is free a moment after the end instead of at the end.
+#   the mutex is free a moment after the end instead of at the end. In zsh it is by zshexit_functions,
+#   and the trap is left alone; where `set -e` ends the script, zsh calls none, and it is that moment.
 
 # Tokens are a shell's own: not those that `set -a` in a calling script has exported.
 if [ "${_baton_owner-}" != "$$" ]; then
@@ -135,6 +137,12 @@ _baton_without() {
 # Puts the release of what is left behind the action that the script's EXIT trap has.
 _baton_set_trap() {
   _baton_traps='set'
+  if [ -n "${ZSH_VERSION-}" ]; then
+    # An EXIT trap that a function sets would run at the function's end there.
+    _baton_level=${ZSH_SUBSHELL-}
+    eval 'zshexit_functions+=(_baton_at_exit)'
+    return 0
+  fi
   # Through a file: in a command substitution dash knows no traps.
   _baton_file=$(mktemp) || return 0
   trap >| "$_baton_file"
@@ -158,6 +166,11 @@ _baton_note() {
   case ${3-} in
     EXIT | 0) _baton_action=$2 ;;
   esac
+}
+
+# Of zsh; `exit` in a subshell calls it as well.
+_baton_at_exit() {
+  [ "${ZSH_SUBSHELL-}" != "$_baton_level" ] || _baton_release_all
 }
 
 _baton_release_all() {
