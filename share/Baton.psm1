@@ -7,23 +7,34 @@
 #
 # $env:BATON names the program; default: baton.
 #
-# - A mutex is for processes, and it is not re-entrant as System.Threading.Mutex is: who locks twice
-#   what is locked waits for itself. A -Timeout ends that.
+# - A mutex is for processes, and it is not re-entrant as System.Threading.Mutex is: what this
+#   PowerShell has locked already is refused at once, unless both are shared. That is so for its
+#   threads too (ForEach-Object -Parallel, Start-ThreadJob); Start-Job is a process of its own.
 # - It is free when it is unlocked, or when this PowerShell has ended, however it ended.
+# - What could not be locked is an error that ends the script, whatever $ErrorActionPreference is in
+#   here; a script that prefers SilentlyContinue goes on behind Use-BatonMutex, but the block did not run.
 #
-# How it is tested: tests/share.rs reads this file, checks that each function has help with examples,
-# and runs `baton mutex acquire` and `release` with the words and options that stand here. The
-# PowerShell itself is not run there, so there is little of it.
+# How it is tested: tests/clients/powershell parses it; tests/share.rs checks that each function has
+# help with examples, and runs `baton mutex acquire` and `release` with the words and options that
+# stand here. The PowerShell itself is not run there, so there is little of it.
 
 Set-StrictMode -Version 3.0
 
 # Runs baton and returns what it prints; what it says on standard error is shown.
 function Invoke-Baton {
     param([string[]] $Arguments, [string] $Failed)
-    # A failure is told below, with the mutex's name.
+    # A failure is told below, with the mutex's name. What baton says while it waits is none, though
+    # older PowerShells make it one where standard error is redirected.
+    $ErrorActionPreference = 'Continue'
     $PSNativeCommandUseErrorActionPreference = $false
     $program = if ($env:BATON) { $env:BATON } else { 'baton' }
-    $printed = & $program @Arguments
+    # Outside of a try, what can't be started ends this statement only: then the status below would be
+    # that of an earlier program.
+    try {
+        $printed = & $program @Arguments
+    } catch {
+        throw "$Failed ($($_.Exception.Message))"
+    }
     if ($LASTEXITCODE -ne 0) {
         throw "$Failed (baton: exit status $LASTEXITCODE)"
     }
@@ -71,6 +82,8 @@ function Lock-BatonMutex {
 
         [string] $Reason
     )
+    # Whatever the script prefers: nobody goes on without the mutex.
+    $ErrorActionPreference = 'Stop'
     $arguments = @('mutex', 'acquire', $Name, '--for-pid', "$PID")
     if ($PSBoundParameters.ContainsKey('Timeout')) {
         if ($Timeout.Ticks -eq 0) {
@@ -86,7 +99,7 @@ function Lock-BatonMutex {
         $arguments += '--shared'
     }
     if ($Reason) {
-        $arguments += @('--reason', $Reason)
+        $arguments += "--reason=$Reason"
     }
     $token = Invoke-Baton -Arguments $arguments -Failed "mutex '$Name' was not acquired"
     [PSCustomObject] @{ Name = $Name; Token = [long] $token }
@@ -112,8 +125,9 @@ function Unlock-BatonMutex {
         [PSCustomObject] $Mutex
     )
     process {
+        $ErrorActionPreference = 'Stop'
         $arguments = @('mutex', 'release', $Mutex.Name, "$($Mutex.Token)")
-        Invoke-Baton -Arguments $arguments -Failed "mutex '$($Mutex.Name)' was not released"
+        $null = Invoke-Baton -Arguments $arguments -Failed "mutex '$($Mutex.Name)' was not released"
     }
 }
 
@@ -161,12 +175,21 @@ function Use-BatonMutex {
 
         [string] $Reason
     )
-    $null = $PSBoundParameters.Remove('ScriptBlock')
-    $mutex = Lock-BatonMutex @PSBoundParameters
+    # As in Lock-BatonMutex. The block has the preference of the place where it stands.
+    $ErrorActionPreference = 'Stop'
+    $wish = @{ Name = $Name; Shared = $Shared; Reason = $Reason }
+    if ($PSBoundParameters.ContainsKey('Timeout')) {
+        $wish.Timeout = $Timeout
+    }
+    $mutex = $null
     try {
+        # In here, so that no Ctrl-C comes between.
+        $mutex = Lock-BatonMutex @wish
         & $ScriptBlock
     } finally {
-        Unlock-BatonMutex $mutex
+        if ($null -ne $mutex) {
+            Unlock-BatonMutex $mutex
+        }
     }
 }
 

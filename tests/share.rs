@@ -315,6 +315,10 @@ fn the_powershell_module_says_what_baton_understands_and_helps() {
             "{name}"
         );
         let code = code.split("\nfunction ").next().unwrap();
+        assert!(
+            code.contains("$ErrorActionPreference = 'Stop'\n"),
+            "{name} goes on after an error"
+        );
         let parameters = code.lines().filter(|line| line.starts_with("        ["));
         let named = parameters.filter_map(|line| line.split_once("] $")).map(|(_, name)| name);
         for parameter in named.map(|name| name.trim_end_matches(',')) {
@@ -331,10 +335,14 @@ fn the_powershell_module_says_what_baton_understands_and_helps() {
     assert!(used.is_subset(&known), "{used:?} of {known:?}");
     let all = ["--for-pid", "--no-wait", "--reason", "--shared", "--timeout"].map(str::to_owned);
     assert_eq!(used, all.into(), "each is tried below");
-    for more in [vec!["--no-wait"], vec!["--timeout", "300000ms", "--shared", "--reason", "a b"]] {
+    for more in [vec!["--no-wait"], vec!["--timeout", "300000ms", "--shared", "--reason=-a b"]] {
         let words = [vec!["mutex", "acquire", "log", "--for-pid", &pid], more].concat();
         let (code, token, told) = finish(world.baton().args(words));
         assert_eq!(code, 0, "{told}");
+        // Not re-entrant, and no endless wait either.
+        let words = ["mutex", "acquire", "log", "--for-pid", &pid];
+        let (code, _, told) = finish(world.baton().args(words));
+        assert!(code == 75 && told.contains("it would wait for itself"), "{told}");
         let words = ["mutex", "release", "log", token.trim_end()];
         assert_eq!(finish(world.baton().args(words)).0, 0);
     }
