@@ -11,7 +11,7 @@ use serde_json::json;
 use super::failure::{Failure, code};
 use super::screen::{write_json, write_out};
 use crate::config::Directories;
-use crate::doctor::{self, CHECKS, Checked, Scene, TARGET_CHECKS, Verdict, Wanted};
+use crate::doctor::{self, CHECKS, Checked, Mutexes, Scene, TARGET_CHECKS, Verdict, Wanted};
 use crate::trust::Fingerprint;
 
 const EXAMPLES: &str = "\
@@ -48,11 +48,19 @@ pub(super) struct DoctorArgs {
 }
 
 /// Looks, and says what was found.
-pub(super) fn doctor(args: DoctorArgs, folders: Directories) -> Result<ExitCode, Failure> {
+///
+/// `named`: the variables of folders that are set, by a flag or the environment.
+pub(super) fn doctor(
+    args: DoctorArgs,
+    folders: Directories,
+    named: &[&str],
+) -> Result<ExitCode, Failure> {
     let DoctorArgs { json, strict, target, fingerprint } = args;
     let checks = if target.is_some() { TARGET_CHECKS } else { CHECKS };
     let wanted = target.map(|target| Wanted { target, fingerprint });
-    let checked = doctor::examine(&Arc::new(Scene::new(folders, wanted)), checks);
+    let is_named = named.contains(&"BATON_MUTEX_DIR");
+    let mutexes = if is_named { Mutexes::Named } else { Mutexes::OfService };
+    let checked = doctor::examine(&Arc::new(Scene::new(folders, mutexes, wanted)), checks);
     if json {
         write_json(&as_json(&checked))?;
     } else {

@@ -295,7 +295,7 @@ fn dispatch(words: &[OsString]) -> Result<ExitCode, Failure> {
         Command::Service(args) => service::service(args, folders.instance.as_ref(), &variables),
         Command::Target(args) => target::target(args, &folders),
         Command::Identity(args) => identity::identity(&args, &folders),
-        Command::Doctor(args) => doctor::doctor(args, folders),
+        Command::Doctor(args) => doctor::doctor(args, folders, &variables),
         Command::Completion { shell } => completion(shell),
     }
 }

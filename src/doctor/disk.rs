@@ -63,7 +63,7 @@ pub(super) fn runtime(scene: &Scene) -> Finding {
 /// Tickets.
 pub(super) fn mutexes(scene: &Scene) -> Finding {
     let why = "nobody can join a line";
-    look(&scene.folders.mutex, &Needs { least: 64 << 10, enough: MIN_BYTES, why, is_agents: true })
+    look(&scene.mutexes(), &Needs { least: 64 << 10, enough: MIN_BYTES, why, is_agents: true })
 }
 
 /// What scripts take for temporary files.

@@ -1,5 +1,6 @@
 //! The lines of the named mutexes: who holds the machine, who is stuck, what the dead left.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -25,16 +26,35 @@ enum Keeper {
 
 /// Who holds the machine, and since when.
 pub(super) fn machine(scene: &Scene) -> Finding {
-    let (root, name) = (&scene.folders.mutex, MutexName::machine());
-    if !has_line(root, &name) {
+    let (root, name) = (scene.mutexes(), MutexName::machine());
+    if !has_line(&root, &name) {
         return Finding::ok("free; nobody has used it yet");
     }
-    match status::status(root, &name) {
+    if let Some(finding) = others(scene, &root) {
+        return finding;
+    }
+    match status::status(&root, &name) {
         Ok(status) => judge_machine(&status, keeper, Timestamp::now()),
         Err(error) => {
             Finding::unknown(chain(&error)).hint("run it as root, or as the mutexes' user")
         }
     }
+}
+
+/// What is to be said of the lines of another user.
+///
+/// # Security
+/// Root does not follow what that user may have put there.
+fn others(scene: &Scene, root: &Path) -> Option<Finding> {
+    let owner = scene.owner()?;
+    let uid = owner.uid?;
+    let is_others = root.symlink_metadata().is_ok_and(|found| found.uid() == uid);
+    is_others.then(|| {
+        let (name, shown) = (&owner.name, root.display());
+        Finding::unknown(format!("the lines in {shown} are for user {name} to read")).hint(format!(
+            "`runuser -u {name} -- env BATON_MUTEX_DIR={shown} baton mutex status` shows them"
+        ))
+    })
 }
 
 fn keeper(pid: u32) -> Keeper {
@@ -97,8 +117,11 @@ fn judge_holder(standing: &Standing, keeper: &impl Fn(u32) -> Keeper, now: Times
 
 /// What the dead left in the lines, and what was given up.
 pub(super) fn tickets(scene: &Scene) -> Finding {
-    let root = &scene.folders.mutex;
-    let names = match status::names(root) {
+    let root = scene.mutexes();
+    if let Some(finding) = others(scene, &root) {
+        return finding;
+    }
+    let names = match status::names(&root) {
         Ok(names) => names,
         Err(error) => {
             return Finding::unknown(chain(&error)).hint("run it as root, or as the mutexes' user");
@@ -108,7 +131,7 @@ pub(super) fn tickets(scene: &Scene) -> Finding {
     for name in &names {
         let folder = root.join(name.as_str());
         let before = std::fs::read_dir(folder.join("line")).map(Iterator::count);
-        match (before, status::status(root, name)) {
+        match (before, status::status(&root, name)) {
             (Ok(count), Ok(status)) => {
                 all += count;
                 living += status.line.len();

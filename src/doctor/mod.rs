@@ -24,6 +24,7 @@ mod limits;
 mod lines;
 mod machine;
 mod mutexes;
+mod owner;
 mod ports;
 mod scene;
 mod service;
@@ -38,7 +39,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 pub use finding::{Finding, Verdict};
-pub use scene::Scene;
+pub use scene::{Mutexes, Scene};
 pub use target::{TARGET_CHECKS, Wanted};
 
 /// How long all checks may take together. What they wait for by themselves has shorter limits, and says
@@ -149,7 +150,8 @@ mod tests {
     fn scene(root: &std::path::Path) -> Arc<Scene> {
         let [config, state, runtime, mutex] =
             ["config", "state", "run", "mutex"].map(|name| root.join(name));
-        Arc::new(Scene::new(Directories { config, state, runtime, mutex, instance: None }, None))
+        let folders = Directories { config, state, runtime, mutex, instance: None };
+        Arc::new(Scene::new(folders, Mutexes::Named, None))
     }
 
     fn hang(_: &Scene) -> Finding {

@@ -44,15 +44,15 @@ const ANOTHER: &str =
 
 /// It belongs to a user of baton's, and nobody else may write there.
 pub(super) fn folder(scene: &Scene) -> Finding {
-    let path = &scene.folders.mutex;
+    let path = scene.mutexes();
     match path.symlink_metadata() {
         Ok(found) if found.is_dir() => {
-            judge_folder(path, found.uid(), found.mode(), &scene.users())
+            judge_folder(&path, found.uid(), found.mode(), &scene.users())
         }
         Ok(_) => Finding::error(format!("{} is no folder", path.display()))
             .hint("nothing of baton's made it: look at it, then move it away"),
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            missing(path)
+            missing(&path)
         }
         Err(e) if e.kind() == ErrorKind::PermissionDenied => {
             Finding::needs_root(&path.display().to_string())
@@ -109,7 +109,7 @@ enum Tried {
 
 /// A lock excludes other processes, and those that inherit it keep it.
 pub(super) fn locks(scene: &Scene) -> Finding {
-    let folder = &scene.folders.mutex;
+    let folder = scene.mutexes();
     let Some(there) = folder.ancestors().find(|path| path.is_dir()) else {
         return Finding::unknown(format!("{} is nowhere", folder.display()));
     };
@@ -227,7 +227,7 @@ pub(super) fn cleaners(scene: &Scene) -> Finding {
         .flat_map(|path| rules(path, &std::fs::read_to_string(path).unwrap_or_default()))
         .collect();
     let is_service = units::is_here() && UNITS.iter().any(|unit| Path::new(unit).exists());
-    judge_cleaners(&scene.folders.mutex, &rules, is_service)
+    judge_cleaners(&scene.mutexes(), &rules, is_service)
 }
 
 /// The rules of a file that keep something or let it age.

@@ -3,12 +3,14 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::asking::{self, ANSWER_LIMIT, Soon};
 use super::finding::Finding;
+use super::owner::{self, Owner};
 use super::target::{self, Wanted};
 use crate::client::{Client, ClientError, connect};
 use crate::config::{Config, ConfigError, Directories, Layers, Overrides, Sources};
@@ -16,9 +18,20 @@ use crate::mutex::locks;
 use crate::process::Process;
 use crate::wire::v1::InfoResponse;
 
+/// Whose mutexes are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutexes {
+    /// Those in the folder that was named to this command.
+    Named,
+    /// Those of the service on the other folders; without one those of this user.
+    OfService,
+}
+
 /// The machine as the checks see it.
 pub struct Scene {
     pub(super) folders: Directories,
+    mutexes: Mutexes,
+    owner: Soon<Option<Owner>>,
     config: Soon<Result<Layers, ConfigError>>,
     agent: Soon<Agent>,
     info: Soon<Told>,
@@ -36,6 +49,15 @@ pub(super) enum Agent {
     Unseen(String),
 }
 
+impl Agent {
+    fn process(&self) -> Option<&Process> {
+        match self {
+            Self::Runs(process) => Some(process),
+            Self::Absent | Self::Unseen(_) => None,
+        }
+    }
+}
+
 /// What an agent said of itself.
 #[derive(Debug)]
 pub(super) enum Told {
@@ -51,13 +73,15 @@ pub(super) enum Told {
 
 impl Scene {
     /// Begins to look at this machine, or at a target.
-    pub fn new(folders: Directories, wanted: Option<Wanted>) -> Self {
+    pub fn new(folders: Directories, mutexes: Mutexes, wanted: Option<Wanted>) -> Self {
         let sources = Sources::of(&folders.config, Overrides::default());
         let lock = folders.state.join("agent.lock");
-        let same_lock = lock.clone();
-        let (here, from) = (folders.clone(), folders.clone());
+        let [same_lock, agents_lock] = [lock.clone(), lock.clone()];
+        let (here, from, whose) = (folders.clone(), folders.clone(), folders.clone());
         Self {
             folders,
+            mutexes,
+            owner: Soon::begin(move || owner::find(&whose, find_agent(&agents_lock).process())),
             config: Soon::begin(move || read_config(&sources, &same_lock)),
             agent: Soon::begin(move || find_agent(&lock)),
             info: Soon::begin(move || ask_agent(&here)),
@@ -86,10 +110,7 @@ impl Scene {
 
     /// Its process, if one is seen to run.
     pub(super) fn process(&self) -> Option<Process> {
-        match self.agent() {
-            Agent::Runs(process) => Some(process),
-            Agent::Absent | Agent::Unseen(_) => None,
-        }
+        self.agent().process().cloned()
     }
 
     /// Its process, or what to say without one.
@@ -111,12 +132,27 @@ impl Scene {
         self.target.as_ref()?.get()
     }
 
+    /// Who runs the service on these folders, if that is another user than root, who asks.
+    pub(super) fn owner(&self) -> Option<Owner> {
+        self.owner.get()?.as_ref().clone()
+    }
+
+    /// The folder of the mutexes that are looked at.
+    pub(super) fn mutexes(&self) -> PathBuf {
+        let services = match self.mutexes {
+            Mutexes::Named => None,
+            Mutexes::OfService => self.owner().and_then(|owner| owner.mutexes),
+        };
+        services.unwrap_or_else(|| self.folders.mutex.clone())
+    }
+
     /// The users who may own what the agent and this command use.
     pub(super) fn users(&self) -> Vec<u32> {
         let agents =
             self.process().and_then(|p| std::fs::metadata(format!("/proc/{}", p.pid)).ok());
         let own = rustix::process::geteuid().as_raw();
-        [0, own].into_iter().chain(agents.map(|found| found.uid())).collect()
+        let services = self.owner().and_then(|owner| owner.uid);
+        [0, own].into_iter().chain(agents.map(|found| found.uid())).chain(services).collect()
     }
 }
 

@@ -26,21 +26,23 @@ enum View {
 
 /// All mean the same folder.
 pub(super) fn shared(scene: &Scene) -> Finding {
-    let folder = &scene.folders.mutex;
+    let folder = &scene.mutexes();
+    let owner = scene.owner().map(|owner| owner.name);
+    let owner = owner.as_deref();
     let agents = match scene.info().as_deref() {
         Some(Told::Answered { info, .. }) => Some(info.mutex_directory.clone()),
         _ => None,
     };
     let process = match scene.running() {
         Ok(process) => process,
-        Err(finding) if finding.verdict == Verdict::Ok => return judge(folder, None, &[]),
+        Err(finding) if finding.verdict == Verdict::Ok => return judge(folder, None, owner, &[]),
         Err(finding) => return finding,
     };
     let mut views = vec![(format!("the agent (pid {})", process.pid), view(&process, folder))];
     for supervisor in supervisors(&scene.folders.state) {
         views.push((format!("the supervisor pid {}", supervisor.pid), view(&supervisor, folder)));
     }
-    judge(folder, agents.as_deref(), &views)
+    judge(folder, agents.as_deref(), owner, &views)
 }
 
 /// The supervisors of what runs, as their workspaces name them.
@@ -68,7 +70,13 @@ fn view(process: &Process, folder: &Path) -> View {
     }
 }
 
-fn judge(folder: &Path, agents: Option<&str>, views: &[(String, View)]) -> Finding {
+/// `owner`: who runs the service, if not root.
+fn judge(
+    folder: &Path,
+    agents: Option<&str>,
+    owner: Option<&str>,
+    views: &[(String, View)],
+) -> Finding {
     let shown = folder.display();
     if let Some(agents) = agents
         && Path::new(agents) != folder
@@ -97,10 +105,16 @@ fn judge(folder: &Path, agents: Option<&str>, views: &[(String, View)]) -> Findi
         );
     }
     if findings.is_empty() {
-        return Finding::ok(match views.len() {
+        let found = match views.len() {
             0 => format!("{shown}; no agent runs that could see another folder"),
             1 => format!("{shown} is the same for the agent"),
             _ => format!("{shown} is the same for the agent and what runs under it"),
+        };
+        return Finding::ok(match owner {
+            Some(owner) => {
+                format!("{found}; it is for user {owner}, what root runs is not excluded")
+            }
+            None => found,
         });
     }
     Finding::all(findings)
@@ -124,8 +138,11 @@ mod tests {
             (run, Some("/run/lock/baton"), views(View::Other), Verdict::Error),
             (run, Some("/run/lock/baton"), views(View::Unseen), Verdict::Unknown),
         ] {
-            let finding = judge(folder, agents, &views);
+            let finding = judge(folder, agents, None, &views);
             assert_eq!(finding.verdict, verdict, "{finding:?}");
         }
+        let of_a_user = judge(run, None, Some("deploy"), &views(View::Same));
+        assert_eq!(of_a_user.verdict, Verdict::Ok);
+        assert!(of_a_user.found.contains("for user deploy"), "{of_a_user:?}");
     }
 }

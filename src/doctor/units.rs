@@ -58,7 +58,8 @@ fn unit_of_group(groups: &str) -> Option<String> {
     groups.lines().map(last).find(is_own)
 }
 
-fn unit_of_folder(config: &Path) -> Option<String> {
+/// The unit that has its configuration there.
+pub(super) fn unit_of_folder(config: &Path) -> Option<String> {
     let below = config.strip_prefix(CONFIG).ok()?;
     match below.strip_prefix("instances") {
         _ if below.as_os_str().is_empty() => Some(UNIT.to_owned()),
