@@ -44,6 +44,8 @@ done
 for file in lib/systemd/system/baton.service lib/systemd/system/baton@.service lib/tmpfiles.d/baton.conf; do
   for kind in deb rpm; do check "$kind: $file" grep -q "/usr/$file$" "$work/$kind.list"; done
 done
+ordered() { rpm --query --package --queryformat '[%{ORDERNAME}\n]' "$rpm" 2> /dev/null | grep --count '^systemd$' | grep -qx 3; }
+check "rpm: it comes after systemd, and goes before it" ordered
 check "all files are root's" not grep -v ' root/root ' "$work/deb.list"
 check "no key or certificate is in them" not grep -E 'key|\.pem|\.crt' "$work/deb.list"
 check "it says which glibc it needs" grep -Eq 'libc6 \(>= 2\.[0-9]+\)' <(dpkg-deb --field "$deb" Depends)
