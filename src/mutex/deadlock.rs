@@ -131,7 +131,8 @@ impl<'a> Waits<'a> {
 
     /// The tickets that are left when all have ended that can.
     fn stuck(&self) -> BTreeSet<At> {
-        let (mut left, mut admitted) = (BTreeSet::from_iter(self.all()), BTreeSet::new());
+        let mut left: BTreeSet<At> = self.all().into_iter().collect();
+        let mut admitted = BTreeSet::new();
         loop {
             let before = (left.len(), admitted.len());
             for (line, status) in self.lines.iter().enumerate() {
@@ -167,7 +168,7 @@ impl<'a> Waits<'a> {
             held.iter().filter_map(|held| self.find(held)).filter(|at| stuck.contains(at)).collect()
         };
         let (starts, ends) = (stuck_of(mine), stuck_of(within));
-        let mut queue = VecDeque::from_iter(starts.iter().copied());
+        let mut queue: VecDeque<At> = starts.iter().copied().collect();
         let mut from: BTreeMap<At, Option<At>> = starts.iter().map(|at| (*at, None)).collect();
         while let Some(at) = queue.pop_front() {
             for next in self.awaited_by(at, stuck) {
