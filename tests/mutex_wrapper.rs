@@ -75,6 +75,18 @@ fn a_command_ignores_a_broken_pipe_when_the_caller_does_and_only_then() {
 }
 
 #[test]
+fn a_text_without_an_interpreter_is_the_shell_s_as_without_the_wrapper() {
+    let world = World::new();
+    let text = world.path("text");
+    support::write(&text, "echo $0 $1 $BATON_MUTEX_FENCE; exit 4\n");
+    std::fs::set_permissions(&text, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut run = Run::of(world.baton().args(["mutex", "run", "m", "--"]).arg(&text).arg("one"));
+    let line = run.line();
+    assert!(line.starts_with(&format!("{} one 1", text.display())), "{line}");
+    assert_eq!(run.end(), 4);
+}
+
+#[test]
 fn the_command_s_end_is_seen_whatever_signals_the_caller_blocked_or_ignored() {
     let world = World::new();
     for signals in ["--block-signal", "--block-signal=CHLD", "--ignore-signal=CHLD"] {

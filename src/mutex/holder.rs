@@ -6,12 +6,18 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpgid, getpgrp, getpid, getppid,
+    kill_process, pidfd_open, waitid,
+};
+use rustix::termios::tcgetpgrp;
 use signal_hook::consts::{
     SIGALRM, SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH,
 };
@@ -130,8 +136,7 @@ pub(super) fn run_held(
     unix::inherit_signals(command);
     // Before the start: no signal is missed.
     let mut signals = Signals::register()?;
-    #[expect(clippy::disallowed_methods, reason = "this is the home of protected commands")]
-    let ran = match command.spawn() {
+    let ran = match start(command) {
         Ok(child) => {
             hold.protects(child.id());
             for claim in &wish.claims {
@@ -150,6 +155,36 @@ pub(super) fn run_held(
     }
     noted?;
     Ok(ran)
+}
+
+/// Starts a program; a text without `#!` is given to the shell, as execvp(3) does.
+#[expect(clippy::disallowed_methods, reason = "this is the home of protected commands")]
+pub(super) fn start(command: &mut Command) -> io::Result<Child> {
+    match command.spawn() {
+        Err(e) if e.raw_os_error() == Some(Errno::NOEXEC.raw_os_error()) => {
+            let Some(program) = find(Path::new(command.get_program())) else {
+                return Err(e);
+            };
+            let mut shell = Command::new("/bin/sh");
+            shell.arg(program).args(command.get_args());
+            for (name, value) in command.get_envs() {
+                value.map(|value| shell.env(name, value));
+            }
+            unix::inherit_signals(&mut shell);
+            shell.spawn()
+        }
+        other => other,
+    }
+}
+
+/// The file of a program that was found in the PATH.
+fn find(program: &Path) -> Option<PathBuf> {
+    if program.as_os_str().as_bytes().contains(&b'/') {
+        return Some(program.to_owned());
+    }
+    let path = std::env::var_os("PATH")?;
+    let mut found = std::env::split_paths(&path).map(|folder| folder.join(program));
+    found.find(|path| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok())
 }
 
 /// Takes the mutexes for this process, which does `what`; or returns who is in the way when the time

@@ -2,20 +2,16 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use rustix::io::Errno;
 use signal_hook::consts::SIGCHLD;
 
 use super::Line;
-use super::subject::is_errno;
 use crate::mutex::deadlock::{self, HELD_VARIABLE};
-use crate::mutex::{Hold, os, status, unix};
+use crate::mutex::{Hold, holder, os, status, unix};
 
 /// Why a command has no exit status.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +73,7 @@ impl Locked {
     /// When it can't be started.
     pub fn run(self, command: &mut Command, close: bool) -> Result<ExitStatus, RunError> {
         let ended = self.prepare(command, close).map_err(RunError::NotStarted).and_then(|()| {
-            let mut child = spawn(command).map_err(RunError::NotStarted)?;
+            let mut child = holder::start(command).map_err(RunError::NotStarted)?;
             child.wait().map_err(RunError::Wait)
         });
         // First the lock, then the place: who is next finds the lock free.
@@ -130,34 +126,4 @@ impl Locked {
 
 fn inherit(file: &File) -> io::Result<()> {
     Ok(rustix::io::fcntl_setfd(file, rustix::io::FdFlags::empty())?)
-}
-
-/// Starts a program; a text without `#!` is given to the shell, as execvp(3) does.
-#[expect(clippy::disallowed_methods, reason = "a protected command, as in mutex::holder")]
-fn spawn(command: &mut Command) -> io::Result<Child> {
-    match command.spawn() {
-        Err(e) if is_errno(&e, &[Errno::NOEXEC]) => {
-            let Some(program) = find(Path::new(command.get_program())) else {
-                return Err(e);
-            };
-            let mut shell = Command::new("/bin/sh");
-            shell.arg(program).args(command.get_args());
-            for (name, value) in command.get_envs() {
-                value.map(|value| shell.env(name, value));
-            }
-            unix::inherit_signals(&mut shell);
-            shell.spawn()
-        }
-        other => other,
-    }
-}
-
-/// The file of a program that was found in the PATH.
-fn find(program: &Path) -> Option<PathBuf> {
-    if program.as_os_str().as_bytes().contains(&b'/') {
-        return Some(program.to_owned());
-    }
-    let path = std::env::var_os("PATH")?;
-    let mut found = std::env::split_paths(&path).map(|folder| folder.join(program));
-    found.find(|path| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok())
 }
