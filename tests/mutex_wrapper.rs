@@ -206,6 +206,40 @@ fn at_a_terminal_it_stops_goes_on_and_is_interrupted_like_the_command_alone() {
     assert_eq!(terminal.script.end(), 0);
 }
 
+#[test]
+fn a_command_that_stops_itself_gives_the_prompt_back_as_without_the_wrapper() {
+    let world = World::new();
+    let Some(mut terminal) = Terminal::open(&world) else {
+        return;
+    };
+    let run = format!("{} mutex run -q m -- sh -c", support::BATON);
+    for _ in 0..5 {
+        terminal.types(&format!("{run} 'kill -STOP $$; echo went on'\n"));
+        terminal.shows("[1]");
+        assert_eq!(now(&world, "m"), 75);
+        terminal.types("fg\n");
+        terminal.shows("went on");
+        terminal.types("echo status $?\n");
+        assert_eq!(terminal.shows("status "), "0");
+    }
+    // Under a script nobody would continue the wrapper: who stopped the command continues that alone.
+    let text = "echo on \\$\\$; kill -STOP \\$\\$; exit 5";
+    for _ in 0..5 {
+        terminal.types(&format!("bash -c '{run} \"{text}\"; echo ended $?'\n"));
+        let command = terminal.shows("on ");
+        let give_up = Instant::now() + DEADLINE;
+        while stat(&command, 0) != "T" {
+            assert!(Instant::now() < give_up, "it has not stopped");
+            std::thread::yield_now();
+        }
+        let command = Pid::from_raw(command.parse().unwrap()).unwrap();
+        rustix::process::kill_process(command, Signal::CONT).unwrap();
+        assert_eq!(terminal.shows("ended "), "5");
+    }
+    terminal.types("exit\n");
+    assert_eq!(terminal.script.end(), 0);
+}
+
 /// The system tells only the leader of the session that its terminal is gone.
 #[test]
 fn a_lost_terminal_ends_the_command_too() {

@@ -4,6 +4,7 @@
 //! directly. While it runs, its whole tree keeps the mutexes if this process is killed; when it ends,
 //! they are given back at once.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -349,6 +350,8 @@ fn follow(
         for signal in signals.unheard() {
             pass_on(&child, signal);
         }
+        // Last: with a SIGCONT that has come the command goes on.
+        stop_with(&child);
         let now = Instant::now();
         if let (Some(at), Some(after)) = (warn_at, warn_after)
             && now >= at
@@ -357,6 +360,28 @@ fn follow(
             warn_at = now.checked_add(after).map(|_| at + after);
         }
     }
+}
+
+/// Stops this process when the command has stopped itself (`suspend`, `~^Z` of ssh) and an interactive shell
+/// waits for both: it hears of its own child only. Anywhere else nobody would continue this process
+/// together with the command.
+fn stop_with(child: &Child) {
+    let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
+    let stopped = waitid(WaitId::Pid(Pid::from_child(child)), options).ok().flatten();
+    let signal = stopped.and_then(|stopped| stopped.stopping_signal());
+    if let Some(signal) = signal.and_then(Signal::from_named_raw)
+        && is_job_at_terminal(Pid::from_child(child)).unwrap_or(false)
+    {
+        kill_process(getpid(), signal).unwrap_or_default();
+    }
+}
+
+/// Whether this process was started as a job of its own, and has the terminal, or the command has.
+fn is_job_at_terminal(child: Pid) -> io::Result<bool> {
+    let terminal = File::open("/dev/tty")?;
+    let (own, front) = (getpgrp(), tcgetpgrp(&terminal)?);
+    let is_in_front = front == own || front == getpgid(Some(child))?;
+    Ok(is_in_front && getppid().is_some_and(|parent| getpgid(Some(parent)) != Ok(own)))
 }
 
 /// Sends a signal to the command, which is not reaped yet.
