@@ -174,7 +174,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("file");
         let mutexes = root.path().join("mutex");
-        std::fs::write(&path, "whole\nof a killed writ").unwrap();
+        File::create(&path).unwrap().write_all(b"whole\nof a killed writ").unwrap();
         for line in ["first\n", "second"] {
             append(&mutexes, &wish(), &mut line.as_bytes(), &path, Some(40), |_| {}).unwrap();
         }
