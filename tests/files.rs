@@ -536,8 +536,8 @@ async fn transfers_are_counted_and_who_comes_too_late_waits_for_its_turn() {
     // The client waits for its turn by itself.
     let (interrupted, interrupts) = mpsc::channel();
     let tell: Tell = Arc::new(move |told| {
-        if let Told::Interrupted(error) = told {
-            interrupted.send(error.to_string()).unwrap_or_default();
+        if let Told::Interrupted(away) = told {
+            interrupted.send(away.why).unwrap_or_default();
         }
     });
     let (second, file) = (agent.client.clone(), local(&world, "second", b"x"));

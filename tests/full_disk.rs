@@ -162,7 +162,7 @@ async fn output_that_is_missing_in_the_middle_is_marked_at_its_place() {
                     told += bytes;
                 }
                 Heard::Script(_) => {}
-                Heard::Interrupted(error) => panic!("{error}"),
+                other @ (Heard::Away(_) | Heard::Back { .. }) => panic!("{other:?}"),
             }
         }
         let zeros = LOST - usize::try_from(dropped).unwrap();

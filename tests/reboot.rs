@@ -16,8 +16,10 @@ use std::time::Duration;
 
 use baton::script::{Outcome, OutcomeKind, Phase};
 use baton::snapshot::Snapshot;
+use baton::trust::Identity;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
-use support::run::await_end;
+use support::run::{Run, await_end};
+use support::site::trusting;
 use support::{BATON, Draft, Started, TestAgent, World, exited, finish, lines, soon, write};
 
 /// How often the agent or the machine is killed in the middle of things, unless BATON_TEST_KILLS says otherwise.
@@ -48,8 +50,13 @@ fn restartable() -> Option<World> {
 }
 
 async fn boot(world: &World, number: u32) -> TestAgent {
+    boot_at(world, number, "none").await
+}
+
+/// The same, at an address.
+async fn boot_at(world: &World, number: u32, address: &str) -> TestAgent {
     let mut command = in_boot(world, number);
-    command.args([BATON, "agent", "run", "--listen", "none"]);
+    command.args([BATON, "agent", "run", "--listen", address]);
     world.await_agent("a", command).await
 }
 
@@ -525,4 +532,53 @@ async fn a_reboot_command_that_fails_is_shown_and_holds_up_nobody() {
     let agent = boot(&world, 1).await;
     assert!(exited(&agent.script("true").shared().outcome().await, 0));
     assert_eq!(lines(&commands), ["fails", "fails"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_of_a_deployment_that_restarts_the_machine_goes_on_within_the_away_limit() {
+    let Some(world) = restartable() else { return };
+    let (home, log) = (World::new(), world.path("log"));
+    let identity = Identity::load_or_create(&home.path("home/config"), "client").unwrap();
+    let fingerprint = trusting(&world, &identity.fingerprint().to_string());
+    let mut agent = boot_at(&world, 1, "127.0.0.1:0").await;
+    let address = std::fs::read_to_string(agent.folder.join("run/agent.address")).unwrap();
+    let targets = home.path("targets.toml");
+    write(
+        &targets,
+        &format!(
+            "[targets.m]\naddress = {:?}\nfingerprint = {fingerprint:?}\nenvironments = [\"test\"]\n",
+            address.trim()
+        ),
+    );
+    let project = home.path("shop.toml");
+    let text = "project = \"shop\"\n[[steps]]\nname = \"only\"\naway_limit = \"1h\"\nrun = '''\n"
+        .to_owned();
+    let script = format!(
+        "echo $BATON_ATTEMPT >> {}; echo attempt $BATON_ATTEMPT\n\
+         if [ $BATON_ATTEMPT = 1 ]; then baton reboot-and-resume --reason kernel; fi\n'''\n\
+         [[steps]]\nname = \"next\"\nrun = 'echo next >> {0}'\n",
+        log.display()
+    );
+    write(&project, &(text + &script));
+    let mut command = home.baton_at("home");
+    command.arg("deploy").arg(project).arg("--targets").arg(targets);
+    let mut deploy = Run::of(command.args(["--environment", "test", "--run", "r"]));
+    let mut told = |text: &str| {
+        let mut line = deploy.line();
+        while !line.contains(text) {
+            assert!(!line.is_empty(), "{text:?} was not told");
+            line = deploy.line();
+        }
+    };
+    told("m | attempt 1");
+    awaits_restart(&Started { client: agent.client.clone(), id: "r.1.m".parse().unwrap() }).await;
+    power_off(&world, &mut agent);
+    told("m: only: the agent is away since ");
+    let next = boot_at(&world, 2, address.trim()).await;
+    std::mem::forget(std::mem::replace(&mut agent, next));
+    told("m: only: the agent is back after ");
+    told("m | attempt 2");
+    told("m: only: succeeded");
+    assert_eq!(deploy.end(), 0);
+    assert_eq!(lines(&log), ["1", "2", "next"]);
 }

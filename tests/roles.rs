@@ -117,7 +117,7 @@ async fn an_observer_reads_and_changes_nothing() {
     let refused = async {
         loop {
             match run.next().await {
-                Ok(Some(Heard::Interrupted(_))) => {}
+                Ok(Some(Heard::Away(_))) => {}
                 Ok(other) => panic!("{other:?}"),
                 Err(error) => break error,
             }
@@ -183,8 +183,7 @@ async fn a_role_is_given_and_taken_at_once_also_on_open_connections() {
     remote.trust("observer");
     let error = Box::pin(until_refused(&client)).await;
     assert_eq!(roles(&error), pair("operator", "observer"));
-    let interrupted =
-        async { while !matches!(run.next().await.unwrap(), Some(Heard::Interrupted(_))) {} };
+    let interrupted = async { while !matches!(run.next().await.unwrap(), Some(Heard::Away(_))) {} };
     soon("the end of the stream", interrupted).await;
     // It is followed on by what an observer may, to its end.
     gate.open();

@@ -241,7 +241,7 @@ impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         let (status, hint) = match &error {
             ClientError::Connect(_) => (code::UNREACHABLE, None),
-            ClientError::Broken(_) => (code::UNREACHABLE, None),
+            ClientError::Broken(_) | ClientError::Away(_) => (code::UNREACHABLE, None),
             ClientError::Wire(_) => {
                 (code::INTERNAL, Some("agent and client may be of different versions"))
             }

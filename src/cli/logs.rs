@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::failure::Failure;
-use super::reach::Reach;
+use super::reach::{AwayLimit, Reach};
 use super::screen::Screen;
 use crate::config::Directories;
 use crate::script::ScriptId;
@@ -22,6 +22,8 @@ Examples:
 pub(super) struct LogsArgs {
     #[command(flatten)]
     reach: Reach,
+    #[command(flatten)]
+    away: AwayLimit,
     /// The script's id
     id: ScriptId,
     /// Go on until the script has ended, and exit with its exit status
@@ -36,8 +38,9 @@ pub(super) struct LogsArgs {
 }
 
 pub(super) async fn logs(args: LogsArgs, folders: Directories) -> Result<ExitCode, Failure> {
-    let client = args.reach.client(&folders).await?;
+    let client = args.away.of(args.reach.client(&folders).await?);
     let following = client.watch(args.id, args.offset, args.follow);
-    let code = super::run::follow(following, Screen::new(args.json)).await?;
+    let screen = Screen::new(args.json).of(args.reach.name());
+    let code = super::run::follow(following, screen).await?;
     Ok(if args.follow { code } else { ExitCode::SUCCESS })
 }

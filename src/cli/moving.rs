@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use clap::Args;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use jiff::Timestamp;
 use serde_json::json;
 
 use super::failure::{Failure, code, complain};
 use super::screen::{write_json, write_out};
-use crate::client::{FileError, Moved, Tell, Told};
+use crate::client::away::moment;
+use crate::client::{Away, FileError, Moved, Tell, Told};
 use crate::transfer::{Kind, Place, TransferError};
 
 /// How it is told.
@@ -73,8 +75,9 @@ impl Moving {
                     bar.set_position(bytes);
                 }
             }
-            Told::Interrupted(error) => {
-                let text = format!("baton: {error}; trying again");
+            Told::Interrupted(Away { why, until, .. }) => {
+                let until = moment(until, Timestamp::now());
+                let text = format!("baton: {why}; trying again until {until}");
                 match &bar {
                     Some(bar) => bar.suspend(|| complain(&text)),
                     None => complain(&text),

@@ -1,12 +1,14 @@
 //! Which agent a command speaks with, and getting there.
 
+use std::time::Duration;
+
 use clap::Args;
 
 use super::failure::Failure;
 use crate::client::embedded::Embedded;
 use crate::client::{Client, ConnectError, connect};
 use crate::config::{Directories, Overrides, Sources};
-use crate::deploy::load;
+use crate::deploy::{limit, load};
 use crate::trust::{Fingerprint, Identity};
 
 /// The stem of the client's identity files.
@@ -24,7 +26,41 @@ pub(super) struct Reach {
     fingerprint: Option<Fingerprint>,
 }
 
+/// How long an agent that is away is waited for.
+#[derive(Debug, Args)]
+pub(super) struct AwayLimit {
+    /// Wait so long for an agent that is away, for example while its machine starts again
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = away_limit)]
+    away_limit: Duration,
+}
+
+impl AwayLimit {
+    /// The same client, which waits so long.
+    pub(super) fn of(&self, client: Client) -> Client {
+        client.waiting_for(self.away_limit)
+    }
+}
+
+/// Parses how long an agent that is away is waited for.
+pub(super) fn away_limit(text: &str) -> Result<Duration, String> {
+    limit::away(text)
+}
+
 impl Reach {
+    /// What people call the agent.
+    pub(super) fn name(&self) -> &str {
+        self.target.as_deref().unwrap_or("the agent")
+    }
+
+    /// `-t TARGET`, for a command that is shown; empty: this machine.
+    pub(super) fn words(&self) -> String {
+        match (&self.target, self.fingerprint) {
+            (None, _) => String::new(),
+            (Some(target), None) => format!(" -t {target}"),
+            (Some(target), Some(own)) => format!(" -t {target} --fingerprint {own}"),
+        }
+    }
+
     /// Whether it is this machine's agent.
     pub(super) fn is_here(&self) -> bool {
         self.target.is_none()

@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::failure::{Failure, code, complain};
-use super::reach::Reach;
+use super::reach::{AwayLimit, Reach};
 use super::screen::{Screen, write_json, write_out};
 use super::{artifacts, key_value, show, time_limit};
 use crate::client::{Client, ClientError, Following};
@@ -37,6 +37,7 @@ Examples:
   baton run --target web-1 --timeout 10m --queue-timeout 1h --label project=web deploy.sh
   id=$(baton run --detach deploy.sh); baton logs --follow $id
 
+An agent that is away is waited for (--away-limit), and its script is followed on when it is back.
 The first Ctrl-C asks the agent to stop the script, the second leaves at once. When the terminal
 goes away, a script of an agent goes on.
 Exit status: the script's own; else 124 run time limit, 75 queue time limit or busy,
@@ -72,6 +73,8 @@ impl From<Stragglers> for StragglerPolicy {
 pub(super) struct RunArgs {
     #[command(flatten)]
     reach: Reach,
+    #[command(flatten)]
+    away: AwayLimit,
     /// Run beside other scripts that bypass, never beside one that does not
     #[arg(long)]
     bypass_mutex: bool,
@@ -168,8 +171,10 @@ pub(super) async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode,
         )
         .hint("start one with `baton agent run`"));
     }
+    let client = if goes_on { args.away.of(client) } else { client };
     mind_signals(client.clone(), id.clone(), goes_on)?;
-    let result = follow(client.run(spec), Screen::new(args.json)).await;
+    let screen = Screen::new(args.json).of(args.reach.name());
+    let result = follow(client.run(spec), screen).await;
     // Before the end of an agent that is part of this command: they go with it.
     let fetched = match &args.artifacts {
         Some(folder) if result.is_ok() => artifacts::get_all(&client, &id, folder, args.json).await,
@@ -184,8 +189,11 @@ pub(super) async fn run(args: RunArgs, folders: Directories) -> Result<ExitCode,
             complain(&format!("baton: {text}: baton logs {id}"));
             Err(failure)
         }
-        Err(failure) if goes_on && failure.is_connection() => Err(failure
-            .hint(format!("if it was accepted, the script goes on: baton logs --follow {id}"))),
+        Err(failure) if goes_on && failure.is_connection() => {
+            let at = args.reach.words();
+            let look = format!("baton show {id}{at}; then baton logs --follow {id}{at}");
+            Err(failure.hint(format!("if it was accepted, script {id} goes on there: {look}")))
+        }
         other => fetched.and(other),
     }
 }

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use indicatif::{ProgressBar, ProgressStyle};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::failure::{Failure, code, complain, has_colours};
 use super::show;
-use crate::client::Heard;
+use crate::client::{Away, Heard};
 use crate::script::{
     DropCause, Fate, Outcome, OutcomeKind, Phase, StartProblem, Straggler, Stream,
 };
@@ -38,6 +39,8 @@ pub(super) fn write_json(value: &Value) -> io::Result<()> {
 /// Shows one script.
 pub(super) struct Screen {
     json: bool,
+    /// What people call the agent.
+    agent: String,
     /// Whether people look at standard output, and not a program.
     is_seen: bool,
     spinner: Option<ProgressBar>,
@@ -59,6 +62,7 @@ impl Screen {
         let (told, stuck, progress) = (String::new(), Vec::new(), None);
         Self {
             json,
+            agent: "the agent".to_owned(),
             is_seen,
             spinner: None,
             told,
@@ -68,6 +72,11 @@ impl Screen {
             at_start: true,
             outcome: None,
         }
+    }
+
+    /// The same one, of an agent that people call so.
+    pub(super) fn of(self, agent: &str) -> Self {
+        Self { agent: agent.to_owned(), ..self }
     }
 
     /// Shows what was heard. It may block as long as nobody reads the output.
@@ -122,11 +131,42 @@ impl Screen {
                 self.clear();
                 complain(&missing(offset, bytes, cause));
             }
-            Heard::Interrupted(error) => {
-                self.clear();
-                complain(&format!("baton: {error}; trying again"));
-            }
+            Heard::Away(away) => self.show_away(&away)?,
+            Heard::Back { since } => self.show_back(since)?,
         }
+        Ok(())
+    }
+
+    /// Tells that the agent is away: on a terminal in one line, in which the time goes on.
+    fn show_away(&mut self, away: &Away) -> Result<(), Failure> {
+        if self.json {
+            let Away { since, until, why } = away;
+            let event = json!({"event": "away", "since": since, "until": until, "why": why});
+            return Ok(write_json(&event)?);
+        }
+        self.clear();
+        // What it waited for is told again when it is back.
+        self.told.clear();
+        let now = Timestamp::now();
+        if self.at_start && io::stderr().is_terminal() {
+            let text = format!("{} is {}", self.agent, away.at(away.since));
+            self.spinner = Some(spinner());
+            if let Some(spinner) = &self.spinner {
+                spinner.set_elapsed(show::between(away.since, now));
+                spinner.set_message(text);
+            }
+        } else {
+            complain(&format!("baton: {} is {}", self.agent, away.at(now)));
+        }
+        Ok(())
+    }
+
+    fn show_back(&mut self, since: Timestamp) -> Result<(), Failure> {
+        if self.json {
+            return Ok(write_json(&json!({"event": "back", "since": since}))?);
+        }
+        self.clear();
+        complain(&format!("baton: {} is back after {}", self.agent, show::since(since)));
         Ok(())
     }
 

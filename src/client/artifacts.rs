@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::patience::Patience;
+use super::away::Patience;
 use super::{Client, ClientError};
 use crate::artifacts::{ArtifactPath, Beneath, Fetched, Listing};
 use crate::script::ScriptId;
@@ -70,7 +70,7 @@ impl Client {
         let failed = |source| FetchError::File { path: path.clone(), source };
         let mut file = Fetched::begin(into, path).map_err(failed)?;
         let (mut known, mut changes) = (None, 0);
-        let (mut patience, mut reached) = (Patience::default(), 0);
+        let (mut patience, mut reached) = (Patience::new(self.away_limit), 0);
         loop {
             match self.try_artifact(id, path, &mut file, &mut known).await {
                 Ok(Tried::Whole) => break,

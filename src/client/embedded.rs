@@ -2,6 +2,7 @@
 //! own, meets others in the mutex folder, and its scripts end with the command.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +18,7 @@ use crate::rpc::{self, Listeners};
 const PIPE_BYTES: usize = 1024 * 1024;
 
 /// A younger state folder may be one whose agent is about to lock it.
-const MIN_SWEPT_AGE: std::time::Duration = std::time::Duration::from_mins(1);
+const MIN_SWEPT_AGE: Duration = Duration::from_mins(1);
 
 /// An agent that is part of this command.
 #[derive(Debug)]
@@ -77,7 +78,8 @@ impl Embedded {
         let listeners = Listeners { embedded: Some(theirs), ..Listeners::default() };
         let serve = rpc::serve(agent.clone(), listeners, stop.clone());
         let server = tokio::spawn(serve);
-        let client = Client::new(connect::embedded(ours).await?);
+        // One that is gone never comes back.
+        let client = Client::new(connect::embedded(ours).await?).waiting_for(Duration::ZERO);
         Ok((Self { agent, stop, server, state }, client))
     }
 

@@ -11,7 +11,7 @@ use futures_util::Stream;
 use futures_util::stream::{StreamExt as _, once, unfold};
 use tokio::sync::oneshot;
 
-use super::patience::Patience;
+use super::away::{Away, Patience};
 use super::{Client, ClientError};
 use crate::transfer::{
     self, FileInfo, Kind, Offer, Place, Receive, Receiving, TransferError, read_chunk,
@@ -51,8 +51,9 @@ pub enum Told {
         /// Of how many.
         size: u64,
     },
-    /// The connection broke; it is tried again.
-    Interrupted(ClientError),
+    /// The connection broke, or the agent takes nothing now; it is tried again. Told at once, and again once
+    /// a minute.
+    Interrupted(Away),
 }
 
 /// Who is told. It is called from the task that moves the bytes.
@@ -96,7 +97,7 @@ impl Client {
             failure: Mutex::default(),
             tell: Arc::clone(&tell),
         });
-        let mut trying = Trying::default();
+        let mut trying = Trying::new(self);
         loop {
             let mut offset = 0;
             let result = self.upload(&source, place, &offer, &mut offset).await;
@@ -164,7 +165,7 @@ impl Client {
 
     /// What an agent's file offers.
     async fn ask(&self, place: &Place, tell: &Tell) -> Result<Offer, FileError> {
-        let mut trying = Trying::default();
+        let mut trying = Trying::new(self);
         loop {
             match self.stat(place, true).await {
                 Ok(FileInfo { kind: Kind::File { size, digest }, mode, modified }) => {
@@ -187,7 +188,7 @@ impl Client {
         mut receiving: Box<Receiving>,
         tell: &Tell,
     ) -> Result<Box<Receiving>, FileError> {
-        let mut trying = Trying::default();
+        let mut trying = Trying::new(self);
         while receiving.left() > 0 {
             let from = receiving.received();
             let result;
@@ -237,7 +238,7 @@ impl Client {
 }
 
 /// Whether to try once more.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Trying {
     patience: Patience,
     /// How far the tries came.
@@ -247,6 +248,10 @@ pub(super) struct Trying {
 }
 
 impl Trying {
+    pub(super) fn new(client: &Client) -> Self {
+        Self { patience: Patience::new(client.away_limit), furthest: 0, mistrusted: false }
+    }
+
     /// Waits for the next try. `offset`: how much was there at the beginning of the one that failed.
     pub(super) async fn again(
         &mut self,
@@ -267,8 +272,8 @@ impl Trying {
         if !error.is_passing() && !is_refused(&error, "TRANSFERS_FULL") {
             return Err(error);
         }
-        if let Some(error) = self.patience.wait(error).await? {
-            tell(Told::Interrupted(error));
+        if let Some(away) = self.patience.wait(error).await? {
+            tell(Told::Interrupted(away));
         }
         Ok(())
     }

@@ -1,10 +1,14 @@
 //! Following a script to its end, across connections that break: the stream goes on at the offset
 //! that was reached, byte for byte.
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::time::timeout_at;
 use tonic::Streaming;
 
-use super::patience::Patience;
+use super::away::{Away, Next, Now, Patience};
 use super::{Client, ClientError};
 use crate::script::{DropCause, ScriptId, Stream};
 use crate::snapshot::Snapshot;
@@ -38,8 +42,13 @@ pub enum Heard {
         /// Why it was not kept; `None`: the log is cut or damaged, and what comes after is missing too.
         cause: Option<DropCause>,
     },
-    /// The connection broke; it is tried again.
-    Interrupted(ClientError),
+    /// The agent is away, and waited for: told at once, and again once a minute.
+    Away(Away),
+    /// The agent is back.
+    Back {
+        /// Since when it was away.
+        since: Timestamp,
+    },
 }
 
 /// A script that is followed.
@@ -53,6 +62,8 @@ pub struct Following {
     wait: bool,
     events: Option<Events>,
     patience: Patience,
+    /// What was heard when the agent came back, which is told first.
+    held: Option<Heard>,
     over: bool,
 }
 
@@ -78,8 +89,9 @@ impl Following {
     }
 
     pub(super) fn watch(client: Client, id: ScriptId, offset: u64, wait: bool) -> Self {
-        let patience = Patience::default();
-        Self { client, id, spec: None, offset, wait, events: None, patience, over: false }
+        let patience = Patience::new(client.away_limit);
+        let (spec, events, held) = (None, None, None);
+        Self { client, id, spec, offset, wait, events, patience, held, over: false }
     }
 
     /// How many bytes of output were heard, those before the first one included.
@@ -96,24 +108,72 @@ impl Following {
     /// When the agent refuses, or can't be reached for too long.
     pub async fn next(&mut self) -> Result<Option<Heard>, ClientError> {
         loop {
+            if let Some(heard) = self.held.take() {
+                return Ok(Some(heard));
+            }
             if self.over {
                 return Ok(None);
             }
-            match self.receive().await {
-                Ok(Some(heard)) => {
-                    self.patience.renew();
-                    return Ok(Some(heard));
-                }
+            let heard = match self.try_receive().await {
+                Some(Ok(Some(heard))) => Some(self.heard(heard)),
                 // Without waiting, the end of what there is is the end.
-                Ok(None) if !self.wait => self.over = true,
-                Ok(None) => self.events = None,
-                Err(error) if error.is_passing() => {
-                    if let Some(heard) = self.pause(error).await? {
-                        return Ok(Some(heard));
-                    }
+                Some(Ok(None)) if !self.wait => {
+                    self.over = true;
+                    None
                 }
-                Err(error) => return Err(error),
+                Some(Ok(None)) => {
+                    self.events = None;
+                    None
+                }
+                Some(Err(error)) if error.is_passing() => {
+                    self.events = None;
+                    let next = self.patience.failed(crate::text::chain(&error), Now::read());
+                    self.wait(next).await?
+                }
+                Some(Err(error)) => return Err(error),
+                None => {
+                    let next = self.patience.next(Now::read().0);
+                    self.wait(next).await?
+                }
+            };
+            if heard.is_some() {
+                return Ok(heard);
             }
+        }
+    }
+
+    /// From now on, an agent that is away is waited for no longer than so long.
+    pub fn hurry(&mut self, limit: Duration) {
+        self.patience.hurry(limit, Now::read().0);
+    }
+
+    /// `None`: it took so long that something else is to be done first.
+    async fn try_receive(&mut self) -> Option<Result<Option<Heard>, ClientError>> {
+        match self.patience.due() {
+            Some(due) => timeout_at(due.into(), self.receive()).await.ok(),
+            None => Some(self.receive().await),
+        }
+    }
+
+    /// What is told first of what was heard.
+    fn heard(&mut self, heard: Heard) -> Heard {
+        match self.patience.renew() {
+            Some(since) => {
+                self.held = Some(heard);
+                Heard::Back { since }
+            }
+            None => heard,
+        }
+    }
+
+    async fn wait(&mut self, next: Next) -> Result<Option<Heard>, ClientError> {
+        match next {
+            Next::Tell(away) => Ok(Some(Heard::Away(away))),
+            Next::Pause(pause) => {
+                tokio::time::sleep(pause).await;
+                Ok(None)
+            }
+            Next::GiveUp(away) => Err(ClientError::Away(away)),
         }
     }
 
@@ -164,11 +224,5 @@ impl Following {
             no_follow: !self.wait,
         };
         Ok(Events::Watch(scripts.watch(request).await?.into_inner()))
-    }
-
-    /// Waits before the next try. The first break is told.
-    async fn pause(&mut self, error: ClientError) -> Result<Option<Heard>, ClientError> {
-        self.events = None;
-        Ok(self.patience.wait(error).await?.map(Heard::Interrupted))
     }
 }

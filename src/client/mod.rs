@@ -2,23 +2,26 @@
 //! part of this process.
 
 pub mod artifacts;
+pub mod away;
 pub mod connect;
 pub mod embedded;
 mod files;
 mod follow;
 mod lease;
 mod packages;
-mod patience;
 mod standing;
 mod upgrade;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+pub use away::{AWAY_LIMIT, Away};
+use away::{Next, Now, Patience};
 pub use connect::ConnectError;
 pub use files::{FileError, Moved, Tell, Told};
 pub use follow::{Following, Heard};
@@ -59,6 +62,9 @@ pub enum ClientError {
     /// The connection broke.
     #[error("connection to the agent is lost: {0}")]
     Broken(String),
+    /// The agent was away for longer than it is waited for.
+    #[error("agent is {}", .0.given_up())]
+    Away(Away),
     /// The agent's answer isn't understood.
     #[error("agent's answer is not understood")]
     Wire(#[from] WireError),
@@ -116,7 +122,7 @@ impl ClientError {
             Self::Broken(_) => true,
             Self::Refused { reason, .. } => reason == "AGENT_STOPPING",
             Self::Connect(error) => error.is_passing(),
-            Self::Wire(_) => false,
+            Self::Away(_) | Self::Wire(_) => false,
         }
     }
 }
@@ -129,10 +135,11 @@ pub struct Client {
     files: FilesClient<Channel>,
     leases: LeasesClient<Channel>,
     packages: PackagesClient<Channel>,
+    away_limit: Duration,
 }
 
 impl Client {
-    /// A client on a connection.
+    /// A client on a connection. It waits for an agent that is away for [`AWAY_LIMIT`].
     pub fn new(channel: Channel) -> Self {
         Self {
             scripts: ScriptsClient::new(channel.clone()),
@@ -140,6 +147,43 @@ impl Client {
             leases: LeasesClient::new(channel.clone()),
             files: FilesClient::new(channel.clone()),
             packages: PackagesClient::new(channel),
+            away_limit: AWAY_LIMIT,
+        }
+    }
+
+    /// The same one, which waits for so long when the agent is away: while it follows a script or the agent, or
+    /// brings or fetches something. A single call waits for nothing.
+    #[must_use]
+    pub fn waiting_for(self, away_limit: Duration) -> Self {
+        Self { away_limit, ..self }
+    }
+
+    /// Makes a call again and again until it succeeds, is refused, or the agent was away for too long. `tell` is
+    /// told of that at once, and once a minute. What is called is to be the same when it is made twice.
+    ///
+    /// # Errors
+    /// Those of the call; and when the agent can't be reached for too long.
+    pub async fn patiently<T, F>(
+        &self,
+        mut call: impl FnMut() -> F,
+        tell: impl Fn(Away),
+    ) -> Result<T, ClientError>
+    where
+        F: Future<Output = Result<T, ClientError>>,
+    {
+        let mut patience = Patience::new(self.away_limit);
+        loop {
+            match call().await {
+                Err(error) if error.is_passing() => {
+                    let why = crate::text::chain(&error);
+                    match patience.failed(why, Now::read()) {
+                        Next::Tell(away) => tell(away),
+                        Next::Pause(pause) => tokio::time::sleep(pause).await,
+                        Next::GiveUp(away) => return Err(ClientError::Away(away)),
+                    }
+                }
+                other => return other,
+            }
         }
     }
 

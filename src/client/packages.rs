@@ -71,7 +71,7 @@ impl Client {
             chunks_sent: AtomicU64::new(0),
             there: AtomicU64::new(0),
         };
-        let mut trying = Trying::default();
+        let mut trying = Trying::new(self);
         loop {
             match self.try_package(&sending).await {
                 Ok(done) => return Ok(sending.sent(done.unchanged)),

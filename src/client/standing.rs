@@ -2,7 +2,7 @@
 
 use tonic::Streaming;
 
-use super::patience::Patience;
+use super::away::Patience;
 use super::{Client, ClientError};
 use crate::wire::v1;
 
@@ -16,7 +16,8 @@ pub struct Standing {
 
 impl Standing {
     pub(super) fn new(client: Client) -> Self {
-        Self { client, changes: None, patience: Patience::default() }
+        let patience = Patience::new(client.away_limit);
+        Self { client, changes: None, patience }
     }
 
     /// How it stands: at once, then after each change.

@@ -127,6 +127,15 @@ pub enum Transfer {
         /// Bytes in all.
         total: u64,
     },
+    /// The agent is away, and waited for; told again once a minute.
+    Away {
+        /// Since when.
+        since: Timestamp,
+        /// Until when it is waited for.
+        until: Timestamp,
+        /// Why, in words.
+        why: String,
+    },
     /// It is there.
     Done {
         /// Bytes in all.
@@ -164,10 +173,19 @@ pub enum State {
         /// What it says.
         text: String,
     },
-    /// The connection broke, and is tried again.
-    Interrupted {
+    /// The agent is away, and waited for; told again once a minute.
+    Away {
+        /// Since when.
+        since: Timestamp,
+        /// Until when it is waited for.
+        until: Timestamp,
         /// Why, in words.
         why: String,
+    },
+    /// The agent is back.
+    Back {
+        /// Since when it was away.
+        since: Timestamp,
     },
     /// It failed and is tried again after so long.
     TriedAgain {

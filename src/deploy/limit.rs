@@ -70,10 +70,29 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
         return Err("is zero; leave it out for no limit".to_owned());
     }
     if time > MAX_TIME_LIMIT {
-        let days = MAX_TIME_LIMIT.as_secs() / (24 * 60 * 60);
-        return Err(format!("is {text:?}, more than {days} days"));
+        return Err(format!("is {text:?}, more than {} days", days(MAX_TIME_LIMIT)));
     }
     Ok(time)
+}
+
+/// How long an agent that is away is waited for, longer than none.
+///
+/// # Errors
+/// When it is none.
+pub fn away(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text)
+        .map_err(|error| format!("is {text:?}: {error}; for example 90s, 10m, 1h30m"))?;
+    if time.is_zero() {
+        return Err("is zero; each restart of an agent would be a failure".to_owned());
+    }
+    if time > MAX_TIME_LIMIT {
+        return Err(format!("is {text:?}, more than {} days", days(MAX_TIME_LIMIT)));
+    }
+    Ok(time)
+}
+
+fn days(time: Duration) -> u64 {
+    time.as_secs() / (24 * 60 * 60)
 }
 
 /// The shorter one of two limits of which none need be there.
@@ -115,6 +134,10 @@ mod tests {
             time(bad).unwrap_err();
         }
         let second = Duration::from_secs(1);
+        assert_eq!(away("1m30s"), Ok(second * 90));
+        for bad in ["0s", "soon", "10", "2000d"] {
+            away(bad).unwrap_err();
+        }
         assert_eq!(shorter(Some(second * 2), Some(second)), Some(second));
         assert_eq!(shorter(None, Some(second)), Some(second));
         assert_eq!(shorter(None, None), None);

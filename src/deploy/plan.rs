@@ -63,6 +63,9 @@ pub struct PlannedTarget {
     pub kind: TargetKind,
     /// Whether it goes first.
     pub is_canary: bool,
+    /// How long its agent is waited for when it is away while packages are brought.
+    #[serde(rename = "away_limit_seconds", serialize_with = "seconds")]
+    pub away_limit: Duration,
 }
 
 /// What a target is.
@@ -238,6 +241,9 @@ pub struct Job {
     /// How long it may wait for its turn.
     #[serde(rename = "queue_time_limit_seconds", serialize_with = "optional_seconds")]
     pub queue_time_limit: Option<Duration>,
+    /// How long its agent is waited for when it is away.
+    #[serde(rename = "away_limit_seconds", serialize_with = "seconds")]
+    pub away_limit: Duration,
     /// Project, environment, tenant, release, step, target. The executor adds `run`.
     pub labels: Labels,
 }

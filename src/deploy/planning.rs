@@ -6,6 +6,7 @@ mod job;
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use super::plan::{Acquisitions, Action, Job, Plan, PlannedStep, PlannedTarget, Stage, Wave};
 use super::problem::{Problem, Problems, did_you_mean};
@@ -15,6 +16,7 @@ use super::special;
 use super::step::{Step, Work};
 use super::targets::{Target, Targets};
 use super::variables::Values;
+use crate::client::AWAY_LIMIT;
 
 /// What is to be deployed where.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -27,6 +29,8 @@ pub struct Request {
     pub release: Option<String>,
     /// Only these targets: a role or a target, or `role:NAME`, `target:NAME` where one name is both.
     pub only: Option<String>,
+    /// How long agents are waited for that are away, whatever the files say.
+    pub away_limit: Option<Duration>,
 }
 
 /// Works out a plan. Values that are in files and in the orchestrator's environment must have been filled
@@ -112,8 +116,17 @@ impl<'a> Planner<'a> {
             fingerprint: target.fingerprint,
             kind: target.kind,
             is_canary: at < self.canaries,
+            away_limit: self.away_limit(target, None),
         };
         self.chosen.iter().enumerate().map(planned).collect()
+    }
+
+    /// How long a target's agent is waited for when it is away: the request counts first, then the step.
+    fn away_limit(&self, target: &Target, step: Option<&Step>) -> Duration {
+        let project = self.project.rollout.away;
+        let step = step.and_then(|step| step.away);
+        let said = self.request.away_limit.or(step).or(target.limits.away).or(project);
+        said.unwrap_or(AWAY_LIMIT)
     }
 
     /// The chosen targets on which a step runs.
@@ -156,7 +169,10 @@ impl<'a> Planner<'a> {
             let limit = step_limits(step, &mut values);
             limits.extend(self.take(limit));
             match job::job(step, target, &mut values) {
-                Ok(job) => jobs.push(self.labelled(job, step)),
+                Ok(mut job) => {
+                    job.away_limit = self.away_limit(target, Some(step));
+                    jobs.push(self.labelled(job, step));
+                }
                 Err(problems) => self.problems.extend(problems.iter().cloned()),
             }
         }

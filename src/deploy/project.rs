@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
 use super::document::{self, Places};
-use super::limit::Amount;
+use super::limit::{self, Amount};
 use super::plan::Unreachable;
 use super::problem::{Problem, Problems, did_you_mean};
 use super::project_file::{
@@ -54,6 +55,8 @@ pub struct Rollout {
     pub batch: Option<Amount>,
     /// What a target that can't be reached is.
     pub unreachable: Unreachable,
+    /// How long an agent is waited for that is away, unless step or target say something else.
+    pub away: Option<Duration>,
 }
 
 /// Which targets go first.
@@ -190,7 +193,7 @@ fn twice<'a>(
 }
 
 fn rollout(table: RolloutTable, refuse: &mut impl FnMut(&str, String)) -> Rollout {
-    let RolloutTable { max_failures, canary, batch, unreachable } = table;
+    let RolloutTable { max_failures, canary, batch, unreachable, away_limit } = table;
     let none = Amount::Number(0);
     let mut amount =
         |key, text| Amount::parse(&text).map_err(|message| refuse(key, message)).unwrap_or(none);
@@ -206,6 +209,9 @@ fn rollout(table: RolloutTable, refuse: &mut impl FnMut(&str, String)) -> Rollou
             None
         }
     });
+    let away = away_limit.and_then(|text| {
+        limit::away(&text).map_err(|message| refuse("rollout.away_limit", message)).ok()
+    });
     let canary = match canary.unwrap_or_default() {
         CanaryTable { count: Some(_), targets: Some(_) } => {
             refuse("rollout.canary", "has count and targets; one of them is enough".to_owned());
@@ -214,7 +220,7 @@ fn rollout(table: RolloutTable, refuse: &mut impl FnMut(&str, String)) -> Rollou
         CanaryTable { targets: Some(targets), .. } => Canary::Targets(targets),
         CanaryTable { count, .. } => Canary::Count(count.unwrap_or(0)),
     };
-    Rollout { max_failures, canary, batch, unreachable: unreachable.unwrap_or_default() }
+    Rollout { max_failures, canary, batch, unreachable: unreachable.unwrap_or_default(), away }
 }
 
 fn coordination(table: CoordinationTable, refuse: &mut impl FnMut(&str, String)) -> Vec<String> {

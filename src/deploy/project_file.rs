@@ -59,6 +59,8 @@ pub(super) struct RolloutTable {
     pub(super) batch: Option<AmountText>,
     /// What a target that can't be reached is. Default: fail.
     pub(super) unreachable: Option<Unreachable>,
+    /// How long an agent is waited for that is away later on, for example `30m`. Default: 10m.
+    pub(super) away_limit: Option<String>,
 }
 
 /// The targets that go first.
@@ -203,6 +205,9 @@ pub(super) struct StepTable {
     pub(super) timeout: Option<String>,
     /// The longest time that it waits for its turn, for example `1h`.
     pub(super) queue_timeout: Option<String>,
+    /// How long an agent is waited for that is away, for example `30m` for a step that restarts the machine.
+    /// Default: what the target says, else the roll-out.
+    pub(super) away_limit: Option<String>,
     /// Whether it does no harm when it runs again.
     #[serde(default)]
     pub(super) repeatable: bool,

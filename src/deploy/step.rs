@@ -43,6 +43,8 @@ pub struct Step {
     pub run_time: Option<Duration>,
     /// How long it waits at most.
     pub queue_time: Option<Duration>,
+    /// How long an agent is waited for that is away; `None`: what the target says.
+    pub away: Option<Duration>,
     /// How it is tried again; `None`: it is not.
     pub retry: Option<Retry>,
     /// What it does.
@@ -170,6 +172,8 @@ impl Checking<'_> {
         };
         let run_time = time("timeout", table.timeout.take());
         let queue_time = time("queue_timeout", table.queue_timeout.take());
+        let away = table.away_limit.take();
+        let away = away.and_then(|text| self.take("away_limit", limit::away(&text)));
         let work = self.work(action, &mut table)?;
         Some(Step {
             key: self.key.clone(),
@@ -181,6 +185,7 @@ impl Checking<'_> {
             max_parallelism,
             run_time,
             queue_time,
+            away,
             retry,
             work,
         })
@@ -189,7 +194,7 @@ impl Checking<'_> {
     /// Refuses what means nothing for the action.
     fn check_fields(&mut self, action: ActionName, table: &StepTable) {
         use ActionName::{HealthCheck, Package, Pause, Script};
-        let fields: [(&str, bool, &[ActionName]); 16] = [
+        let fields: [(&str, bool, &[ActionName]); 17] = [
             ("run", table.run.is_some(), &[Script]),
             ("file", table.file.is_some(), &[Script]),
             ("interpreter", table.interpreter.is_some(), &[Script]),
@@ -204,6 +209,7 @@ impl Checking<'_> {
             ("max_parallelism", table.max_parallelism.is_some(), &[Script, HealthCheck, Package]),
             ("timeout", table.timeout.is_some(), &[Script, HealthCheck, Package, Pause]),
             ("queue_timeout", table.queue_timeout.is_some(), &[Script, Package]),
+            ("away_limit", table.away_limit.is_some(), &[Script, HealthCheck, Package]),
             ("repeatable", table.repeatable, &[Script, HealthCheck, Package]),
             ("retry", table.retry.is_some(), &[Script, HealthCheck, Package]),
         ];

@@ -74,6 +74,8 @@ struct LimitsTable {
     timeout: Option<String>,
     /// The longest time that a script waits there for its turn, for example `1h`.
     queue_timeout: Option<String>,
+    /// How long its agent is waited for when it is away, for example `30m` for a machine that is slow to start.
+    away_limit: Option<String>,
 }
 
 /// A machine with an agent.
@@ -108,6 +110,8 @@ pub struct Limits {
     pub run_time: Option<Duration>,
     /// How long one waits.
     pub queue_time: Option<Duration>,
+    /// How long its agent is waited for when it is away.
+    pub away: Option<Duration>,
 }
 
 /// All machines, in the order of the file.
@@ -214,13 +218,15 @@ impl Checking<'_> {
         self.words(&of("roles"), &table.roles);
         self.words(&of("tenants"), &table.tenants);
         self.words(&of("interpreters"), &table.interpreters);
-        let LimitsTable { at_most, timeout, queue_timeout } = table.limits;
+        let LimitsTable { at_most, timeout, queue_timeout, away_limit } = table.limits;
         let at_most = at_most.and_then(|n| self.take(&of("limits.at_most"), at_most_of(n)));
         let mut time = |field, text: Option<String>| {
             text.and_then(|text| self.take(&of(field), limit::time(&text)))
         };
         let run_time = time("limits.timeout", timeout);
         let queue_time = time("limits.queue_timeout", queue_timeout);
+        let away =
+            away_limit.and_then(|text| self.take(&of("limits.away_limit"), limit::away(&text)));
         Some(Target {
             name,
             address: table.address,
@@ -230,7 +236,7 @@ impl Checking<'_> {
             roles: table.roles,
             tenants: table.tenants,
             interpreters: table.interpreters,
-            limits: Limits { at_most, run_time, queue_time },
+            limits: Limits { at_most, run_time, queue_time, away },
         })
     }
 }
@@ -263,7 +269,7 @@ mod tests {
             "[targets.web-2]\naddress = 'web-2:1'\nfingerprint = '{f}'\nroles = ['web']\n\
              [targets.web-1]\naddress = 'web-1:1'\nfingerprint = '{f}'\nkind = 'worker'\n\
              environments = ['Test']\ntenants = ['acme']\ninterpreters = ['pwsh']\n\
-             limits = {{ at_most = 2, timeout = '10m', queue_timeout = '1h' }}\n"
+             limits = {{ at_most = 2, timeout = '10m', queue_timeout = '1h', away_limit = '30m' }}\n"
         );
         let targets = Targets::parse("targets.toml", &text).unwrap();
         let names: Vec<_> = targets.iter().map(|t| t.name.as_str()).collect();
@@ -271,6 +277,7 @@ mod tests {
         let one = targets.named("web-1").unwrap();
         assert_eq!((one.kind, one.limits.at_most), (TargetKind::Worker, NonZeroU32::new(2)));
         assert_eq!(one.limits.run_time, Some(Duration::from_mins(10)));
+        assert_eq!(one.limits.away, Some(Duration::from_mins(30)));
         assert!(targets.named("web-2").unwrap().has_role("web"));
         assert!(targets.named("web-3").is_none());
     }
@@ -299,7 +306,7 @@ mod tests {
         let text = format!(
             "[targets.a]\naddress = 'a'\nfingerprint = 'xyz'\nroles = ['web', '']\n\
              [targets.b]\naddress = 'b:1'\nfingerprint = '{}'\nlimits.at_most = 257\n\
-             limits.timeout = 'soon'\n[targets.\"c d\"]\naddress = 'c:1'\nfingerprint = ''\n",
+             limits.timeout = 'soon'\nlimits.away_limit = '0s'\n[targets.\"c d\"]\naddress = 'c:1'\nfingerprint = ''\n",
             fingerprint()
         );
         let problems = Targets::parse("targets.toml", &text).unwrap_err();
@@ -310,7 +317,8 @@ mod tests {
             (4, "targets.a.roles[1]"),
             (8, "targets.b.limits.at_most"),
             (9, "targets.b.limits.timeout"),
-            (10, "targets.\"c d\""),
+            (10, "targets.b.limits.away_limit"),
+            (11, "targets.\"c d\""),
         ];
         assert_eq!(told, expected, "{problems}");
     }

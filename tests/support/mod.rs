@@ -11,6 +11,7 @@ pub mod etcd;
 pub mod line;
 pub mod old;
 
+pub mod relay;
 pub mod run;
 pub mod site;
 pub mod standstill;
@@ -481,7 +482,10 @@ pub fn exited(outcome: &Outcome, code: i32) -> bool {
 pub fn reason(error: &ClientError) -> &str {
     match error {
         ClientError::Refused { reason, .. } => reason,
-        ClientError::Connect(_) | ClientError::Broken(_) | ClientError::Wire(_) => {
+        ClientError::Connect(_)
+        | ClientError::Broken(_)
+        | ClientError::Away(_)
+        | ClientError::Wire(_) => {
             panic!("not refused: {error}")
         }
     }

@@ -4,10 +4,11 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use baton::script::Phase;
 use baton::snapshot::Snapshot;
 use baton::trust::Identity;
 
-use super::{TestAgent, World, finish, write};
+use super::{TestAgent, World, finish, soon, write};
 
 /// An agent that others reach over TCP.
 pub struct Machine {
@@ -39,6 +40,24 @@ impl Machine {
         let address = std::fs::read_to_string(agent.folder.join("run/agent.address")).unwrap();
         let (address, fingerprint) = (address.trim().to_owned(), first.fingerprint.clone());
         Self { world, agent, address, fingerprint }
+    }
+
+    /// Its agent serves again, at the same address. The one before was killed; it is not dropped: that would end
+    /// what it left.
+    pub async fn comes_back(&mut self) {
+        let again = self.world.agent_at("a", &["--listen", &self.address]).await;
+        std::mem::forget(std::mem::replace(&mut self.agent, again));
+    }
+
+    /// Waits until a script runs there.
+    pub async fn is_running(&self) {
+        let mut standing = self.agent.client.watch_agent();
+        let running = async {
+            while !self.history().await.iter().any(|script| script.phase == Phase::Running) {
+                standing.next().await.unwrap();
+            }
+        };
+        soon("a script that runs", running).await;
     }
 
     /// What its agent remembers, in order of arrival.
@@ -85,6 +104,12 @@ impl Site {
             .unwrap();
         }
         write(&self.targets(), &text);
+    }
+
+    /// The machines are known to every command of the one that deploys.
+    pub fn introduce(&self) {
+        let known = self.home.path("home/config/targets.toml");
+        std::fs::copy(self.targets(), known).unwrap();
     }
 
     pub fn targets(&self) -> PathBuf {

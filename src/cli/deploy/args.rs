@@ -3,10 +3,12 @@
 #![expect(let_underscore_drop, reason = "clap's own code for a group that need not be there")]
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
 use super::check::CheckArgs;
+use crate::cli::reach::away_limit;
 use crate::deploy::run::Busy;
 
 const EXAMPLES: &str = "\
@@ -105,6 +107,10 @@ pub(super) struct RunArgs {
     /// What becomes of a target whose machine is busy
     #[arg(long, value_name = "WHAT", value_enum, default_value = "wait")]
     pub(super) if_busy: IfBusy,
+    /// Wait so long for an agent that is away, whatever the files say, for example while its machine starts
+    /// again. Default: what the files say, else 10m
+    #[arg(long, value_name = "TIME", value_parser = away_limit)]
+    pub(super) away_limit: Option<Duration>,
     /// Leave out the targets on which this run has done all
     #[arg(long, value_name = "RUN")]
     pub(super) continue_from: Option<String>,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use crate::client::AWAY_LIMIT;
 use crate::deploy::plan::{
     Action, Condition, Isolation, Job, PackageSource, Plan, PlannedStep, Unreachable,
 };
@@ -143,7 +144,10 @@ fn how(job: &Job) -> String {
     let version = job.package_version.as_ref().map(|version| format!("version {version}"));
     let parts = [Some(isolation), interpreter, version, time("at most", job.run_time_limit)];
     let waits = time("waits at most", job.queue_time_limit);
-    parts.into_iter().chain([waits]).flatten().collect::<Vec<_>>().join(", ")
+    let is_usual = job.away_limit == AWAY_LIMIT;
+    let away = (!is_usual).then_some(job.away_limit);
+    let away = time("waited for when it is away", away);
+    parts.into_iter().chain([waits, away]).flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// Each value once, with the targets that have it where it is not the same for all. What the deployment

@@ -88,12 +88,13 @@ fn targets(args: &RunArgs, folders: &Directories) -> Result<Targets, Failure> {
 
 /// Reads the projects and works out what they do.
 fn plans(args: &RunArgs, targets: &Targets) -> Result<Vec<Plan>, Failure> {
-    let RunArgs { environment, tenant, release, only, .. } = args;
+    let RunArgs { environment, tenant, release, only, away_limit, .. } = args;
     let request = Request {
         environment: environment.clone(),
         tenant: tenant.clone(),
         release: release.clone(),
         only: only.clone(),
+        away_limit: *away_limit,
     };
     args.projects.iter().map(|project| plan(project, &request, targets)).collect()
 }

@@ -1,5 +1,9 @@
 //! Pure: an event in a line, for logs.
 
+use jiff::Timestamp;
+
+use crate::cli::show::{between, span};
+use crate::client::Away;
 use crate::deploy::event::{Event, JobResult, State, Transfer, Verdict, What};
 
 /// The line; nothing for what a log need not tell.
@@ -18,6 +22,10 @@ pub(super) fn line(event: &Event) -> Option<String> {
             Transfer::Done { total, sent } => {
                 format!("{target}: package {package} {version}: {sent} of {total} bytes sent")
             }
+            Transfer::Away { since, until, why } => {
+                let away = away(*since, *until, why).at(event.at);
+                format!("{target}: package {package} {version}: the agent is {away}")
+            }
             Transfer::Failed { why } => format!("{target}: package {package} {version}: {why}"),
         },
         What::Job { target, step, attempt, state, .. } => {
@@ -25,7 +33,7 @@ pub(super) fn line(event: &Event) -> Option<String> {
                 1 => String::new(),
                 attempt => format!(" (attempt {attempt})"),
             };
-            format!("{target}: {step}{attempt}: {}", self::state(state))
+            format!("{target}: {step}{attempt}: {}", self::state(state, event.at))
         }
         What::Output { target, line, .. } => format!("{target} | {line}"),
         What::Paused { step, message } => format!("{step}: {message}"),
@@ -38,14 +46,24 @@ pub(super) fn line(event: &Event) -> Option<String> {
     })
 }
 
-/// How a step stands, in words.
-pub(super) fn state(state: &State) -> String {
+/// An agent that is away.
+pub(super) fn away(since: Timestamp, until: Timestamp, why: &str) -> Away {
+    Away { since, until, why: why.to_owned() }
+}
+
+/// How a step stands at a moment, in words.
+pub(super) fn state(state: &State, now: Timestamp) -> String {
     match state {
         State::Waits { position: 0, .. } => "starting".to_owned(),
         State::Waits { position, reason, .. } => format!("waits, position {position}: {reason}"),
         State::Runs => "running".to_owned(),
         State::Progress { percent, text } => format!("{percent}% {text}").trim_end().to_owned(),
-        State::Interrupted { why } => format!("the connection is lost, it is tried again: {why}"),
+        State::Away { since, until, why } => {
+            format!("the agent is {}", away(*since, *until, why).at(now))
+        }
+        State::Back { since } => {
+            format!("the agent is back after {}", span(between(*since, now)))
+        }
         State::TriedAgain { how, after_seconds } => {
             format!("{how}; tried again after {after_seconds}s")
         }

@@ -47,7 +47,7 @@ enum Stand {
     Sends { done: u64, total: u64 },
     Waits { position: u32 },
     Runs { percent: Option<u8> },
-    Away,
+    Away { since: Timestamp },
     Between,
     Failed,
     LeftOut,
@@ -215,6 +215,7 @@ impl Target {
             Transfer::Sends { done, total } => {
                 self.state = Stand::Sends { done: *done, total: *total };
             }
+            Transfer::Away { since, until, why } => self.away(*since, *until, why),
             Transfer::Done { .. } => self.state = Stand::Between,
             Transfer::Failed { why } => {
                 self.state = Stand::Failed;
@@ -237,14 +238,13 @@ impl Target {
                     self.line.clone_from(text);
                 }
             }
-            State::Interrupted { why } => {
-                self.state = Stand::Away;
-                self.line.clone_from(why);
-            }
+            State::Away { since, until, why } => self.away(*since, *until, why),
+            // How it stands is told next.
+            State::Back { .. } => self.line = lines::state(state, at),
             State::TriedAgain { .. } => {
                 self.end(at);
                 self.state = Stand::Between;
-                self.line = lines::state(state);
+                self.line = lines::state(state, at);
             }
             State::Ended { result, how, .. } => {
                 self.end(at);
@@ -258,6 +258,12 @@ impl Target {
                 }
             }
         }
+    }
+
+    fn away(&mut self, since: Timestamp, until: Timestamp, why: &str) {
+        self.state = Stand::Away { since };
+        // How long is told beside it.
+        self.line = format!("the agent is {}", lines::away(since, until, why).at(since));
     }
 
     fn begin(&mut self, at: Timestamp, percent: Option<u8>) {
@@ -282,7 +288,7 @@ impl Target {
     fn rank(&self) -> u8 {
         match self.state {
             Stand::Failed => 0,
-            Stand::Runs { .. } | Stand::Sends { .. } | Stand::Away => 1,
+            Stand::Runs { .. } | Stand::Sends { .. } | Stand::Away { .. } => 1,
             Stand::Waits { .. } => 2,
             Stand::Between => 3,
             Stand::Fresh => 4,
@@ -314,7 +320,7 @@ impl Target {
             Stand::Waits { position } => format!("waits #{position} {}", since(self.waits_since)),
             Stand::Runs { percent: Some(percent) } => format!("runs {percent}%"),
             Stand::Runs { percent: None } => format!("runs {}", since(self.runs_since)),
-            Stand::Away => "not reached".to_owned(),
+            Stand::Away { since } => format!("away {}", span(between(since, now))),
             Stand::Between => "done so far".to_owned(),
             Stand::Failed => "failed".to_owned(),
             Stand::LeftOut => "left out".to_owned(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::client::AWAY_LIMIT;
 use crate::deploy::document::below;
 use crate::deploy::limit::shorter;
 use crate::deploy::plan::{Acquisition, Isolation, Job, PackageSource, Script};
@@ -26,6 +27,7 @@ pub(super) fn job(step: &Step, target: &Target, values: &mut Values<'_>) -> Resu
         package_version: None,
         run_time_limit: shorter(step.run_time, target.limits.run_time),
         queue_time_limit: shorter(step.queue_time, target.limits.queue_time),
+        away_limit: AWAY_LIMIT,
         labels: Labels::new(),
     };
     let Work::Script(script) = &step.work else { return Ok(job) };

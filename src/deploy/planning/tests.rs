@@ -425,3 +425,33 @@ fn a_secret_stands_in_no_path_version_tag_or_argument() {
     assert!(told.contains("Octopus.Task.ConcurrencyTag is a secret"), "{told}");
     assert!(!told.contains("hunter2"), "{told}");
 }
+
+#[test]
+fn the_request_then_the_step_then_the_target_says_how_long_an_agent_is_waited_for() {
+    let minutes = |plan: &Plan| -> Vec<u64> {
+        let jobs = plan.steps().flat_map(|step| &step.jobs);
+        jobs.map(|job| job.away_limit.as_secs() / 60).collect()
+    };
+    let f = "ab".repeat(32);
+    let target = |name: &str, more: &str| {
+        format!(
+            "[targets.{name}]\naddress = '{name}:1'\nfingerprint = '{f}'\nenvironments = ['Test']\n{more}\n"
+        )
+    };
+    let slow = target("slow", "limits.away_limit = '30m'") + &target("usual", "");
+    let targets = Targets::parse("targets.toml", &slow).unwrap();
+    let steps = "[[steps]]\nname = 'a'\nrun = 'true'\n\
+                 [[steps]]\nname = 'b'\nrun = 'true'\naway_limit = '2h'\n";
+    let text = |rollout: &str| format!("project = 'p'\n{rollout}{steps}");
+    let project = |rollout: &str| Project::parse("deploy.toml", &text(rollout)).unwrap();
+    let usual = plan(&project(""), &targets, &request()).unwrap();
+    assert_eq!(minutes(&usual), [30, 10, 120, 120]);
+    let wide = project("[rollout]\naway_limit = '20m'\n");
+    let planned = plan(&wide, &targets, &request()).unwrap();
+    assert_eq!(minutes(&planned), [30, 20, 120, 120]);
+    let packages: Vec<_> = planned.targets.iter().map(|t| t.away_limit.as_secs() / 60).collect();
+    assert_eq!(packages, [30, 20]);
+    let away_limit = Some(Duration::from_mins(1));
+    let asked = Request { away_limit, ..request() };
+    assert_eq!(minutes(&plan(&wide, &targets, &asked).unwrap()), [1, 1, 1, 1]);
+}

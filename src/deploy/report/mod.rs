@@ -66,8 +66,18 @@ struct Job {
     waited_for: String,
     result: Option<JobResult>,
     how: String,
+    absences: Vec<Absence>,
     lines: VecDeque<(Stream, String)>,
     dropped_lines: usize,
+}
+
+/// A time in which the agent was away.
+#[derive(Debug)]
+struct Absence {
+    since: Timestamp,
+    /// `None`: it is still away.
+    until: Option<Timestamp>,
+    why: String,
 }
 
 impl Report {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Job, Story, Target};
+use super::{Absence, Job, Story, Target};
 use crate::deploy::event::{JobResult, TargetVerdict, Verdict};
 use crate::script::Stream;
 use crate::snapshot::clock;
@@ -36,7 +36,7 @@ td.n{font-variant-numeric:tabular-nums}svg{width:100%;height:auto;display:block}
 svg text{font:12px system-ui,sans-serif;fill:var(--fg)}svg .tick{fill:var(--soft)}\
 svg .grid{stroke:var(--line)}svg .on{fill:#fff;pointer-events:none}.wait{fill:url(#waits)}\
 .succeeded{fill:var(--ok)}.failed{fill:var(--bad)}.cancelled,.skipped{fill:var(--off)}\
-.running{fill:var(--run)}b.succeeded{color:var(--ok)}b.failed{color:var(--bad)}\
+.running{fill:var(--run)}.away{fill:var(--bg);opacity:.7}b.succeeded{color:var(--ok)}b.failed{color:var(--bad)}\
 details{background:var(--card);border-radius:6px;margin:.4rem 0;padding:.4rem .8rem}\
 details details{background:var(--bg);padding:.2rem .6rem}summary{cursor:pointer}\
 pre{overflow-x:auto;margin:.4rem 0;font:13px/1.4 ui-monospace,monospace}.err{color:var(--bad)}\
@@ -90,7 +90,8 @@ fn write_page(html: &mut String, runs: &[Story]) -> fmt::Result {
         "<p class=\"key\"><span style=\"background:var(--wait)\"></span>waits\
          <span style=\"background:var(--ok)\"></span>succeeded\
          <span style=\"background:var(--bad)\"></span>failed\
-         <span style=\"background:var(--off)\"></span>cancelled or skipped</p>\n<h2>Logs</h2>\n",
+         <span style=\"background:var(--off)\"></span>cancelled or skipped\
+         <span style=\"background:var(--card)\"></span>the agent was away</p>\n<h2>Logs</h2>\n",
     )?;
     for (number, run) in runs.iter().enumerate() {
         for target in &run.targets {
@@ -125,6 +126,14 @@ impl Span {
     fn x(self, time: Timestamp) -> f64 {
         let part = between(self.from, time).as_secs_f64() / self.seconds();
         NAMES + part.min(1.0) * (WIDTH - NAMES)
+    }
+}
+
+impl Absence {
+    fn in_words(&self) -> String {
+        let since = clock(self.since);
+        let time = self.until.map(|until| format!(" for {}", long(between(self.since, until))));
+        format!("away since {since}{}: {}", time.unwrap_or_default(), self.why)
     }
 }
 
@@ -324,6 +333,9 @@ fn write_bars(html: &mut String, span: Span, y: f64, bar: &Bar<'_>, runs: usize)
         Text(&what),
         Text(&how),
     )?;
+    for absence in &job.absences {
+        write_absence(html, span, y, &what, absence)?;
+    }
     if width > LABELLED {
         let letters = letters(width);
         let label = crate::text::shorten(&caption(run, job, runs), letters);
@@ -331,6 +343,25 @@ fn write_bars(html: &mut String, span: Span, y: f64, bar: &Bar<'_>, runs: usize)
         write!(html, "<text class=\"on\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>", Text(&label))?;
     }
     html.write_str("</a>\n")
+}
+
+/// The time in which the agent was away, across the step's bar.
+fn write_absence(
+    html: &mut String,
+    span: Span,
+    y: f64,
+    what: &str,
+    absence: &Absence,
+) -> fmt::Result {
+    let (left, right) = (span.x(absence.since), span.x(absence.until.unwrap_or(span.to)));
+    let (y, width, height) = (y + 3.0, (right - left).max(1.5), LANE - 10.0);
+    write!(
+        html,
+        "<rect class=\"away\" x=\"{left:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height}\">\
+         <title>{}: the agent was {}</title></rect>",
+        Text(what),
+        Text(&absence.in_words()),
+    )
 }
 
 /// How many letters a bar has room for.
@@ -407,6 +438,13 @@ fn write_target(
             took.unwrap_or_default(),
             Text(&job.how)
         )?;
+        for absence in &job.absences {
+            writeln!(
+                html,
+                "<span class=\"err\">[the agent was {}]</span>",
+                Text(&absence.in_words())
+            )?;
+        }
         if job.dropped_lines > 0 {
             writeln!(html, "… {} lines before are left out …", job.dropped_lines)?;
         }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use jiff::Timestamp;
 
-use super::{Job, MAX_LINES, Package, Story, Target};
+use super::{Absence, Job, MAX_LINES, Package, Story, Target};
 use crate::deploy::event::{Event, State, Transfer, What};
 
 pub(super) fn hear(runs: &mut Vec<Story>, event: &Event) {
@@ -105,7 +105,7 @@ impl Target {
         });
         let package = &mut self.packages[place];
         match transfer {
-            Transfer::Sends { .. } => {}
+            Transfer::Sends { .. } | Transfer::Away { .. } => {}
             Transfer::Done { total, sent } => {
                 package.ended = Some(at);
                 package.how = format!("{sent} of {total} bytes were sent");
@@ -130,6 +130,7 @@ impl Target {
                 waited_for: String::new(),
                 result: None,
                 how: String::new(),
+                absences: Vec::new(),
                 lines: VecDeque::new(),
                 dropped_lines: 0,
             });
@@ -141,12 +142,16 @@ impl Target {
 
 impl Job {
     fn hear(&mut self, at: Timestamp, state: &State) {
+        if !matches!(state, State::Away { .. }) {
+            self.back(at);
+        }
         match state {
             State::Waits { reason, .. } => self.waited_for.clone_from(reason),
             State::Runs | State::Progress { .. } => {
                 self.started.get_or_insert(at);
             }
-            State::Interrupted { .. } => {}
+            State::Away { since, why, .. } => self.away(*since, why),
+            State::Back { .. } => {}
             State::TriedAgain { how, .. } => {
                 self.result = Some(crate::deploy::event::JobResult::Failed);
                 self.how.clone_from(how);
@@ -161,6 +166,21 @@ impl Job {
                 self.ended = Some(ended_at.filter(fits).unwrap_or(at));
                 self.queued = queued_at.filter(fits).unwrap_or(self.queued);
             }
+        }
+    }
+
+    /// Told again and again; the last reason counts.
+    fn away(&mut self, since: Timestamp, why: &str) {
+        match self.absences.last_mut().filter(|absence| absence.until.is_none()) {
+            Some(absence) => why.clone_into(&mut absence.why),
+            None => self.absences.push(Absence { since, until: None, why: why.to_owned() }),
+        }
+    }
+
+    /// Whatever is heard comes from an agent that is there, or is the end.
+    fn back(&mut self, at: Timestamp) {
+        if let Some(absence) = self.absences.last_mut() {
+            absence.until.get_or_insert(at);
         }
     }
 }

@@ -23,6 +23,7 @@ fn plan(waves: &[usize], stages: &[&[(&str, Condition, u32)]]) -> Plan {
         fingerprint: Fingerprint::of(b"x"),
         kind: TargetKind::Machine,
         is_canary: false,
+        away_limit: crate::client::AWAY_LIMIT,
     };
     let job = |name: &String| Job {
         target: name.clone(),
@@ -33,6 +34,7 @@ fn plan(waves: &[usize], stages: &[&[(&str, Condition, u32)]]) -> Plan {
         package_version: None,
         run_time_limit: None,
         queue_time_limit: None,
+        away_limit: crate::client::AWAY_LIMIT,
         labels: std::collections::BTreeMap::new(),
     };
     let step = |(name, condition, parallelism): &(&str, Condition, u32)| {

@@ -1,21 +1,21 @@
 //! One step on one target, to its end: started, followed, tried again.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
 use super::leases::{NoLease, Opening};
-use super::lines::Lines;
+use super::watched::Watched;
 use super::{Busy, Course};
-use crate::client::{Client, ClientError, Following, Heard, Lease, LeaseWish};
+use crate::client::{Client, ClientError, Lease, LeaseWish};
 use crate::deploy::event::{JobResult, State, What};
 use crate::deploy::plan::{self, Action, Job, PlannedStep};
 use crate::deploy::rollout::{Ended, JobKey};
 use crate::mutex::Party;
-use crate::script::{Isolation, Labels, Outcome, OutcomeKind, Phase, ScriptId, Stream};
+use crate::script::{Isolation, Labels, Outcome, OutcomeKind, Phase, ScriptId};
 use crate::snapshot::{Snapshot, Wait};
-use crate::spec::{Spec, What as Runs};
+use crate::spec::{LeaseTerms, Spec, What as Runs};
 use crate::text::shorten;
 
 /// What a package step runs: the machine's own command, so that the step waits its turn as any other.
@@ -25,7 +25,7 @@ const HEALTH: &str = "exit 0\n";
 /// How much is told in few words of who is before.
 const MAX_BEHIND: usize = 40;
 /// Why a script is cancelled that would have to wait.
-const IS_BUSY: &str = "the machine is busy, and the deployment is not to wait";
+pub(super) const IS_BUSY: &str = "the machine is busy, and the deployment is not to wait";
 
 /// A step on a target.
 pub(super) struct Task {
@@ -41,6 +41,8 @@ struct Attempt {
     result: JobResult,
     how: String,
     last: Option<Snapshot>,
+    /// Not when its script may still run: its agent is away.
+    may_repeat: bool,
 }
 
 impl Task {
@@ -50,7 +52,8 @@ impl Task {
         let ended = loop {
             let attempt = self.attempt(number).await;
             let delay = self.step.retry.and_then(|retry| retry.wait_before(number));
-            let again = delay.filter(|_| attempt.result == JobResult::Failed && !self.is_stopped());
+            let is_failed = attempt.result == JobResult::Failed && attempt.may_repeat;
+            let again = delay.filter(|_| is_failed && !self.is_stopped());
             if let Some(delay) = again {
                 let (how, after_seconds) = (attempt.how, delay.as_secs());
                 self.tell(number, State::TriedAgain { how, after_seconds }).await;
@@ -60,7 +63,7 @@ impl Task {
                 }
                 break Ended::Failed("stopped before it was tried again".to_owned());
             }
-            let Attempt { result, how, last } = attempt;
+            let Attempt { result, how, last, .. } = attempt;
             let (queued_at, started_at, ended_at) =
                 last.map_or((None, None, None), |s| (Some(s.queued_at), s.started_at, s.ended_at));
             let told = State::Ended { result, how: how.clone(), queued_at, started_at, ended_at };
@@ -78,7 +81,7 @@ impl Task {
         self.course.is_stopped()
     }
 
-    async fn tell(&self, attempt: u32, state: State) {
+    pub(super) async fn tell(&self, attempt: u32, state: State) {
         self.course.tell(self.of(attempt, state)).await;
     }
 
@@ -88,12 +91,8 @@ impl Task {
     }
 
     async fn attempt(&self, number: u32) -> Attempt {
-        let failed = |how: String| Attempt { result: JobResult::Failed, how, last: None };
-        if self.step.action == Action::HealthCheck
-            && let Err(error) = self.client.info().await
-        {
-            return failed(format!("does not answer: {error}"));
-        }
+        let failed =
+            |how: String| Attempt { result: JobResult::Failed, how, last: None, may_repeat: true };
         let spec = match self.spec(number) {
             Ok(spec) => spec,
             Err(why) => return failed(why),
@@ -105,15 +104,19 @@ impl Task {
             Err(NoLease::Failed(how)) => return failed(how),
         };
         let id = spec.script_id.clone();
-        let followed = match self.follow(self.client.run(spec), &id, number).await {
+        let mut watched = Watched::new(self, number, id.clone());
+        let followed = match watched.follow(self.client.run(spec)).await {
             // The project was changed since an earlier start of this run: what ran, ran.
             Err(ClientError::Refused { reason, .. }) if reason == "SCRIPT_ID_CONFLICT" => {
-                self.follow(self.client.watch(id.clone(), 0, true), &id, number).await
+                watched.follow(self.client.watch(id, 0, true)).await
             }
             other => other,
         };
         match followed {
-            Ok(last) => self.judge(last),
+            Ok(()) => self.judge(watched.last),
+            Err(ClientError::Away(away)) => {
+                Attempt { may_repeat: false, ..failed(watched.lost_sight(&away)) }
+            }
             Err(error) => failed(error.to_string()),
         }
     }
@@ -131,6 +134,7 @@ impl Task {
         let wish = LeaseWish {
             reason: self.course.options.summary.clone(),
             queue_time_limit: self.job.queue_time_limit,
+            ttl: ttl(self.job.away_limit),
             ..LeaseWish::new(id)
         };
         let opening = Opening {
@@ -141,86 +145,12 @@ impl Task {
             wish,
             may_wait: self.course.options.if_busy == Busy::Wait,
         };
-        let tell = |lease: &Snapshot| {
-            if let Some(state @ State::Waits { .. }) = state_of(lease) {
-                let event = self.course.event(self.of(number, state));
-                // A later one tells the same.
-                self.course.events.try_send(event).unwrap_or_default();
-            }
+        let tell = |state: State| {
+            let event = self.course.event(self.of(number, state));
+            // A later one tells the same.
+            self.course.events.try_send(event).unwrap_or_default();
         };
         self.course.leases.of(place, opening, tell).await.map(Some)
-    }
-
-    /// Follows it to its end, and passes a stop on.
-    async fn follow(
-        &self,
-        mut following: Following,
-        id: &ScriptId,
-        number: u32,
-    ) -> Result<Option<Snapshot>, ClientError> {
-        let mut lines: BTreeMap<bool, Lines> = BTreeMap::new();
-        let (mut last, mut told, mut is_asked) = (None, None, false);
-        loop {
-            let heard = tokio::select! {
-                heard = following.next() => heard?,
-                () = self.course.stopped(), if !is_asked => {
-                    is_asked = true;
-                    self.cancel(id, "the deployment was stopped");
-                    continue;
-                }
-            };
-            match heard {
-                None => break,
-                Some(Heard::Script(script)) => {
-                    if !is_asked && self.is_unwelcome(&script) {
-                        is_asked = true;
-                        self.cancel(id, IS_BUSY);
-                    }
-                    self.tell_change(number, &script, &mut told).await;
-                    last = Some(*script);
-                }
-                Some(Heard::Output { stream, data, .. }) => {
-                    let whole = lines.entry(stream == Stream::Stderr).or_default();
-                    for line in whole.push(&data) {
-                        self.tell_line(stream, line).await;
-                    }
-                }
-                Some(Heard::OutputMissing { .. }) => {
-                    let line = "[output is missing here]".to_owned();
-                    self.tell_line(Stream::Stderr, line).await;
-                }
-                Some(Heard::Interrupted(error)) => {
-                    told = None;
-                    self.tell(number, State::Interrupted { why: error.to_string() }).await;
-                }
-            }
-        }
-        for (is_error, mut rest) in lines {
-            if let Some(line) = rest.rest() {
-                let stream = if is_error { Stream::Stderr } else { Stream::Stdout };
-                self.tell_line(stream, line).await;
-            }
-        }
-        Ok(last)
-    }
-
-    async fn tell_line(&self, stream: Stream, line: String) {
-        let (target, step) = (self.job.target.clone(), self.step.name.clone());
-        self.course.tell(What::Output { target, step, stream, line }).await;
-    }
-
-    /// Tells how the script stands, when that is something else than before.
-    async fn tell_change(&self, number: u32, script: &Snapshot, told: &mut Option<State>) {
-        let Some(state) = state_of(script) else { return };
-        if told.as_ref() != Some(&state) {
-            self.tell(number, state.clone()).await;
-            *told = Some(state);
-        }
-    }
-
-    /// Whether it waits for others, and the deployment is not to.
-    fn is_unwelcome(&self, script: &Snapshot) -> bool {
-        self.course.options.if_busy != Busy::Wait && waits_for_others(script, &self.course.run)
     }
 
     /// How it ends when the machine is busy, and nobody is to wait.
@@ -229,21 +159,8 @@ impl Task {
             Busy::Skip => JobResult::Skipped,
             Busy::Fail | Busy::Wait => JobResult::Failed,
         };
-        Attempt { result, how: "the target was busy".to_owned(), last: None }
-    }
-
-    /// Asks in a task of its own: the script is followed meanwhile.
-    fn cancel(&self, id: &ScriptId, why: &'static str) {
-        let (client, id) = (self.client.clone(), id.clone());
-        self.course.tasks.spawn(async move {
-            // It may not be there yet, or the agent be away for a moment.
-            for _ in 0..super::CANCEL_ATTEMPTS {
-                if client.cancel(&id, why.to_owned()).await.is_ok() {
-                    return;
-                }
-                tokio::time::sleep(super::CANCEL_PAUSE).await;
-            }
-        });
+        let how = "the target was busy".to_owned();
+        Attempt { result, how, last: None, may_repeat: true }
     }
 
     fn judge(&self, last: Option<Snapshot>) -> Attempt {
@@ -267,7 +184,7 @@ impl Task {
             Some(outcome) => (JobResult::Failed, outcome.kind.to_string()),
             None => (JobResult::Failed, "its end is not known".to_owned()),
         };
-        Attempt { result, how, last }
+        Attempt { result, how, last, may_repeat: true }
     }
 
     /// What the agent is asked to run.
@@ -325,8 +242,14 @@ impl Task {
     }
 }
 
+/// A lease's time-to-live: what runs under it is not to be cancelled as long as its agent is waited for. It is
+/// renewed three times in that.
+fn ttl(away_limit: Duration) -> Duration {
+    (away_limit.saturating_mul(3) / 2).clamp(LeaseTerms::DEFAULT_TTL, LeaseTerms::MAX_TTL)
+}
+
 /// How a script stands, as it is told; nothing when it has ended.
-fn state_of(script: &Snapshot) -> Option<State> {
+pub(super) fn state_of(script: &Snapshot) -> Option<State> {
     Some(match &script.phase {
         Phase::Queued | Phase::Waiting => {
             let reasons: Vec<String> = script.waits.iter().map(Wait::reason).collect();

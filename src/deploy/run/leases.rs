@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
 
 use super::Course;
-use super::job::waits_for_others;
-use crate::client::{Client, Lease, LeaseWish};
+use super::job::{state_of, waits_for_others};
+use crate::client::{Away, Client, ClientError, Heard, Lease, LeaseWish};
+use crate::deploy::event::State;
 use crate::script::{Labels, Phase, ScriptId};
 use crate::snapshot::Snapshot;
 use crate::spec::OnLeaseEnd;
@@ -49,7 +50,7 @@ impl Leases {
         &self,
         place: usize,
         opening: Opening<'_>,
-        tell: impl Fn(&Snapshot),
+        tell: impl Fn(State),
     ) -> Result<Lease, NoLease> {
         let slot = Arc::clone(self.slots().entry(place).or_default());
         let opened = slot.get_or_init(|| opening.open(tell)).await.clone();
@@ -80,13 +81,10 @@ impl Leases {
 }
 
 impl Opening<'_> {
-    async fn open(self, tell: impl Fn(&Snapshot)) -> Result<Lease, NoLease> {
+    async fn open(self, tell: impl Fn(State)) -> Result<Lease, NoLease> {
         for number in 1..=MAX_LEASES {
             let id = self.id(number)?;
-            let labels = self.labels.clone();
-            let wish = LeaseWish { lease_id: id, labels, ..self.wish.clone() };
-            let lease = self.client.open_lease(wish).await;
-            let lease = lease.map_err(|error| NoLease::Failed(format!("lease: {error}")))?;
+            let Some(lease) = self.ask(&id, &tell).await? else { continue };
             if let Some(standing) = self.stand(&lease, &tell).await? {
                 match standing.phase {
                     // That of an earlier start of this run.
@@ -101,6 +99,26 @@ impl Opening<'_> {
         Err(NoLease::Failed("lease: there were too many of this run".to_owned()))
     }
 
+    /// Asks for it, also of an agent that is away. `None`: an earlier start of this run asked for something else
+    /// by this id, and does not need it any more.
+    async fn ask(&self, id: &ScriptId, tell: &impl Fn(State)) -> Result<Option<Lease>, NoLease> {
+        let labels = self.labels.clone();
+        let wish = LeaseWish { lease_id: id.clone(), labels, ..self.wish.clone() };
+        let told = |Away { since, until, why }| tell(State::Away { since, until, why });
+        let asked = tokio::select! {
+            asked = self.client.patiently(|| self.client.open_lease(wish.clone()), told) => asked,
+            () = self.course.stopped() => return Err(NoLease::Failed("it was stopped".to_owned())),
+        };
+        match asked {
+            Ok(lease) => Ok(Some(lease)),
+            Err(ClientError::Refused { reason, .. }) if reason == "SCRIPT_ID_CONFLICT" => {
+                let closed = self.client.close_lease(id, OnLeaseEnd::Wait, String::new()).await;
+                closed.map(|_| None).map_err(|error| NoLease::Failed(format!("lease: {error}")))
+            }
+            Err(error) => Err(NoLease::Failed(format!("lease: {error}"))),
+        }
+    }
+
     fn id(&self, number: u32) -> Result<ScriptId, NoLease> {
         let text = format!("{}.lease-{number}.{}", self.course.run, self.target);
         text.parse().map_err(|error| NoLease::Failed(format!("lease {text:?}: {error}")))
@@ -110,24 +128,37 @@ impl Opening<'_> {
     async fn stand(
         &self,
         lease: &Lease,
-        tell: &impl Fn(&Snapshot),
+        tell: &impl Fn(State),
     ) -> Result<Option<Snapshot>, NoLease> {
-        let busy = tokio_util::sync::CancellationToken::new();
-        let told = |lease: &Snapshot| {
-            tell(lease);
-            if !self.may_wait && waits_for_others(lease, &self.course.run) {
-                busy.cancel();
+        let mut following = self.client.watch(lease.id().clone(), 0, true);
+        let given_up = loop {
+            let heard = tokio::select! {
+                heard = following.next() => heard,
+                () = self.course.stopped() => break NoLease::Failed("it was stopped".to_owned()),
+            };
+            let standing = match heard {
+                Ok(Some(Heard::Script(standing))) => standing,
+                Ok(Some(Heard::Away(Away { since, until, why }))) => {
+                    tell(State::Away { since, until, why });
+                    continue;
+                }
+                Ok(Some(Heard::Back { since })) => {
+                    tell(State::Back { since });
+                    continue;
+                }
+                Ok(Some(Heard::Output { .. } | Heard::OutputMissing { .. })) => continue,
+                Ok(None) => return Ok(None),
+                Err(error) => return Err(NoLease::Failed(format!("lease: {}", chain(&error)))),
+            };
+            if !matches!(standing.phase, Phase::Queued | Phase::Waiting) {
+                return Ok(Some(*standing));
             }
-        };
-        let given_up = tokio::select! {
-            opened = lease.until_open(told) => {
-                return match opened {
-                    Ok(standing) => Ok(Some(standing)),
-                    Err(error) => Err(NoLease::Failed(chain(&error))),
-                };
+            if let Some(state @ State::Waits { .. }) = state_of(&standing) {
+                tell(state);
             }
-            () = busy.cancelled() => NoLease::Busy,
-            () = self.course.stopped() => NoLease::Failed("it was stopped".to_owned()),
+            if !self.may_wait && waits_for_others(&standing, &self.course.run) {
+                break NoLease::Busy;
+            }
         };
         let reason = "the deployment does not wait for it any more".to_owned();
         drop(lease.clone().close(OnLeaseEnd::Cancel, reason).await);

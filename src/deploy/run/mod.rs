@@ -11,6 +11,7 @@ mod leases;
 mod lines;
 mod packages;
 pub mod turn;
+mod watched;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -37,9 +38,7 @@ use crate::trust::Identity;
 const CONNECTING: usize = 32;
 /// How long a target may take to answer.
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
-/// How often, and how long apart, an agent is asked to cancel a script.
-const CANCEL_ATTEMPTS: u32 = 50;
-const CANCEL_PAUSE: Duration = Duration::from_millis(200);
+
 /// What a deployment does when a target's machine is busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Busy {
@@ -344,7 +343,7 @@ impl Run {
         let task = job::Task {
             course: Arc::clone(&self.course),
             key,
-            client,
+            client: client.waiting_for(job.away_limit),
             step: step.clone(),
             job: job.clone(),
         };
@@ -395,7 +394,7 @@ impl Run {
 async fn dial(target: &PlannedTarget, identity: &Identity) -> Result<Client, String> {
     let dialled = connect::tcp(&target.address, target.fingerprint, identity);
     match tokio::time::timeout(CONNECT_LIMIT, dialled).await {
-        Ok(Ok(channel)) => Ok(Client::new(channel)),
+        Ok(Ok(channel)) => Ok(Client::new(channel).waiting_for(target.away_limit)),
         Ok(Err(error)) => Err(reason(&error)),
         Err(_) => Err(format!("no answer within {} s", CONNECT_LIMIT.as_secs())),
     }

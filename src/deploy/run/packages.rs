@@ -8,7 +8,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinSet;
 
 use super::{Course, Run};
-use crate::client::{Client, Told};
+use crate::client::{Away, Client, Told};
 use crate::deploy::event::{Transfer, What};
 use crate::deploy::plan::{Acquisition, PackageSource};
 use crate::deploy::rollout::Rollout;
@@ -101,7 +101,14 @@ impl Sending {
         let course = Arc::clone(&self.course);
         let (like, told_at) = (self.event_of(), AtomicU64::new(0));
         let tell = move |told: Told| {
-            let Told::Moved { bytes, size } = told else { return };
+            let (bytes, size) = match told {
+                Told::Moved { bytes, size } => (bytes, size),
+                Told::Interrupted(Away { since, until, why }) => {
+                    let event = course.event(like(Transfer::Away { since, until, why }));
+                    course.events.try_send(event).unwrap_or_default();
+                    return;
+                }
+            };
             let before = told_at.load(Ordering::Relaxed);
             if bytes < before.saturating_add(size / TOLD_TIMES).max(1) {
                 return;
