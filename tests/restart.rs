@@ -12,9 +12,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use baton::client::Client;
+use baton::journal::{Limits, Writer};
 use baton::process::Process;
 use baton::script::{OutcomeKind, Phase};
 use baton::spec::Spec;
+use baton::supervisor::job::Report;
+use jiff::Timestamp;
 use rustix::process::Signal;
 use support::{Started, TestAgent, World, exited, lines};
 use tokio::sync::mpsc;
@@ -223,4 +226,26 @@ async fn a_supervisor_that_comes_late_finds_nothing_to_do() {
     assert!(exited(&script.outcome().await, 0));
     late.go_on_to_the_end();
     assert_eq!(lines(&log), ["ran"]);
+}
+
+#[tokio::test]
+async fn a_report_that_can_t_be_true_leaves_no_script_unfollowed() {
+    let world = World::new();
+    let agent = world.agent().await;
+    let gate = world.gate();
+    let script = agent.script(format!("echo on; {}; exit 3", gate.wait())).id("odd").start().await;
+    script.has_written(3).await;
+    let next = agent.script("true").start().await;
+    next.is_waiting().await;
+    // It runs, and starts once more.
+    let limits = Limits { max_bytes: 1024, min_free_bytes: 0 };
+    let journal = agent.folder.join("state/scripts/odd/output.journal");
+    let started = serde_json::to_vec(&Report::Started { leader: None }).unwrap();
+    Writer::resume(&journal, limits, None)
+        .unwrap()
+        .append_event(&started, Timestamp::now())
+        .unwrap();
+    gate.open();
+    assert!(exited(&script.outcome().await, 3));
+    assert!(exited(&next.outcome().await, 0));
 }

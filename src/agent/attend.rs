@@ -228,7 +228,11 @@ impl Agent {
                     seen.skips_to = None;
                 }
                 Ok(_) if seen.skips_to.is_some() => {}
-                Ok(report) => self.hear(id, report, time, &mut seen).await?,
+                Ok(report) => match self.hear(id, report, time, &mut seen).await {
+                    // What comes after it counts all the same, the outcome first of all.
+                    Err(AgentError::Illegal(error)) => warn!(%error, "report can't be true"),
+                    heard => heard?,
+                },
                 Err(error) => warn!(%error, "report is not understood"),
             }
         }
