@@ -4,7 +4,7 @@
 //! 2. The steps of a stage run side by side, at most the stage's parallelism at once; a step runs on at
 //!    most its own parallelism of targets at once. The next stage begins when all of them have ended.
 //! 3. A target that fails is not given steps for success any more, but those for failure and those that
-//!    always run.
+//!    always run. One that failed before any step began there is given none.
 //! 4. One target more than the budget, or any canary, ends the roll-out: no wave begins any more, and in
 //!    the one that is on its way steps for success are skipped, on all targets.
 //! 5. A pause is asked once, in the first wave that comes to it, while its condition holds for a target.
@@ -73,6 +73,8 @@ pub struct Rollout {
     asked: BTreeSet<(usize, usize)>,
     /// Targets that did not get a step for success.
     missed: BTreeSet<usize>,
+    /// Targets that failed before a step began there.
+    untouched: BTreeSet<usize>,
     /// Targets on which a step has done something.
     worked: BTreeSet<usize>,
     ending: Option<String>,
@@ -139,6 +141,7 @@ impl Rollout {
             steps: Vec::new(),
             asked: BTreeSet::new(),
             missed: BTreeSet::new(),
+            untouched: BTreeSet::new(),
             worked: BTreeSet::new(),
             ending: None,
             is_stopped: false,
@@ -154,9 +157,10 @@ impl Rollout {
         }
     }
 
-    /// A target failed before a step began there.
+    /// A target failed before a step began there: none begins any more.
     pub fn fail(&mut self, target: usize, step: &str, how: String) {
         if let Some(standing) = self.standings.get_mut(target) {
+            self.untouched.insert(target);
             *standing = Standing::Failed { step: step.to_owned(), how };
             self.spend_budget(target);
         }
@@ -343,16 +347,20 @@ impl Rollout {
     /// Whether a step's condition holds.
     fn is_wanted(&self, step: &Step, target: Option<usize>) -> bool {
         if let Some(target) = target {
-            return self.holds(step.condition, &self.standings[target]);
+            return self.holds(step.condition, target);
         }
         let wave = self.waves.get(self.wave).map(Vec::as_slice).unwrap_or_default();
-        wave.iter().any(|target| self.holds(step.condition, &self.standings[*target]))
+        wave.iter().any(|target| self.holds(step.condition, *target))
     }
 
     /// Rules 3 and 4.
-    fn holds(&self, condition: Condition, standing: &Standing) -> bool {
+    fn holds(&self, condition: Condition, target: usize) -> bool {
+        // What was never begun needs no cleaning up.
+        if self.untouched.contains(&target) {
+            return false;
+        }
         let is_ending = self.ending.is_some();
-        match (condition, standing) {
+        match (condition, &self.standings[target]) {
             (_, Standing::LeftOut(_) | Standing::Done) => false,
             (Condition::Success, Standing::Fresh | Standing::Good) => !is_ending,
             (Condition::Success, Standing::Failed { .. }) => false,

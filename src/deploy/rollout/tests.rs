@@ -271,3 +271,36 @@ fn who_is_left_out_of_one_of_two_steps_side_by_side_has_failed_when_the_other_is
         assert!(matches!(rollout.standings(), [Standing::Failed { .. }]), "{left_out}");
     }
 }
+
+#[test]
+fn rule_3_a_target_that_failed_before_any_step_began_there_gets_none() {
+    let stages: [&[_]; 3] = [
+        &[("x", SUCCESS, 9)],
+        &[("undo", Condition::Failure, 9)],
+        &[("tidy", Condition::Always, 9)],
+    ];
+    for (budget, expected) in [(1, "x:a x:c; tidy:a tidy:c"), (0, "")] {
+        let mut plan = plan(&[3], &stages);
+        plan.max_failures = budget;
+        let mut rollout = Rollout::new(&plan);
+        rollout.fail(1, "packages", "broke".to_owned());
+        let mut told = Vec::new();
+        loop {
+            let starts = rollout.start_next();
+            if starts.is_empty() {
+                break;
+            }
+            let name = |job: &JobKey| {
+                let step = &plan.stages[job.stage].steps[job.step].name;
+                format!("{step}:{}", plan.targets[job.target.unwrap()].name)
+            };
+            told.push(starts.iter().map(name).collect::<Vec<_>>().join(" "));
+            for job in starts {
+                rollout.ended(job, Ended::Succeeded);
+            }
+        }
+        assert_eq!(told.join("; "), expected);
+        assert!(rollout.is_over());
+        assert!(matches!(rollout.standings()[1], Standing::Failed { .. }));
+    }
+}
