@@ -448,6 +448,25 @@ async fn a_secret_reaches_the_script_and_no_page_or_log() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn no_part_of_a_secret_is_told_where_a_long_line_is_cut() {
+    let site = Site::new(1).await;
+    // A line is told in pieces of 16 KiB: the secret begins at each place before the cut, and behind it.
+    let script = "for n in $(seq 16374 16386); do
+                  head -c $n /dev/zero | tr '\\0' x; echo \"${VAR_PASSWORD}y\"; done";
+    let text = "[[variables]]\nname = \"Password\"\nvalue_env = \"SECRET\"\nsensitive = true\n"
+        .to_owned()
+        + &steps(&[&format!("name = \"only\"\nrun = '''\n{script}\n'''")]);
+    let project = site.project("shop", &text);
+    for more in [&[][..], &["--json"][..]] {
+        let mut command = site.deploy(&project);
+        let (code, out, told) = finish(command.env("SECRET", "%&@?~^=!").args(more));
+        assert_eq!(code, 0, "{out}{told}");
+        assert_eq!(out.matches('*').count(), 13 * 8);
+        assert!(!out.contains(|c: char| "%&@?~^=!".contains(c)), "a part of it is told");
+    }
+}
+
 /// When a project's script ran on a machine.
 fn span(history: &[Snapshot], project: &str) -> (Timestamp, Timestamp) {
     let script = history.iter().find(|script| script.labels["project"] == project).unwrap();
