@@ -1,6 +1,7 @@
 //! Pure: a request to run a script, checked whole. What is in a [`Spec`] can be run as it stands.
 
 mod lease;
+mod secrets;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU8;
@@ -15,6 +16,7 @@ use crate::script::{Isolation, Labels, NameError, ScriptId, StragglerPolicy, che
 use crate::text::shorten;
 
 pub use lease::{LeaseTerms, OnLeaseEnd};
+pub use secrets::{SECRETS_KEY_BYTES, SecretsKey};
 
 /// The longest body, in bytes.
 pub const MAX_BODY_BYTES: usize = 1024 * 1024;

@@ -228,7 +228,7 @@ impl Workspace {
     /// # Errors
     /// When it can't be written.
     pub fn write_job<T: Serialize>(&self, job: &T) -> Result<(), WorkspaceError> {
-        let (path, new) = (self.job(), self.path.join("job.json.new"));
+        let (path, new) = (self.job(), self.new_job());
         let text = format::to_json(format::WORKSPACE, job)
             .map_err(|source| WorkspaceError::Damaged { path: path.clone(), source })?;
         // What an agent that was killed here left; the folder is made anew only for a first attempt.
@@ -277,16 +277,24 @@ impl Workspace {
         self.check(&self.path, synced)
     }
 
-    /// Takes the job away, so that a supervisor that comes late finds nothing to do.
+    /// Takes the job away, also one that was being written: a supervisor that comes late finds nothing to do,
+    /// and nobody finds the secrets in it.
     ///
     /// # Errors
     /// When it can't be removed.
     pub fn void_job(&self) -> Result<(), WorkspaceError> {
-        let path = self.job();
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => self.check(&path, Err(e)),
-            _ => Ok(()),
+        for path in [self.job(), self.new_job()] {
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => self.check(&path, Err(e))?,
+                _ => {}
+            }
         }
+        Ok(())
+    }
+
+    /// A job that is being written.
+    pub fn new_job(&self) -> PathBuf {
+        self.path.join("job.json.new")
     }
 
     /// Opens the supervisor's file, to lock it.

@@ -196,7 +196,10 @@ impl Agent {
             None => (outcome, 0),
         };
         info!(outcome = %outcome.kind, "done");
+        let request = self.erase_secrets(id).await;
+        let erases = request.is_some();
         let update = ScriptUpdate {
+            request,
             phase: Some(Phase::Done(outcome)),
             started_at,
             ended_at: Some(ended_at),
@@ -204,6 +207,9 @@ impl Agent {
             ..ScriptUpdate::of(id.clone())
         };
         self.record_end(update).await?;
+        if erases {
+            self.secrets_erased();
+        }
         let living = self.table().remove(id);
         self.queue_changed();
         self.inner.ended.notify_one();

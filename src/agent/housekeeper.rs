@@ -75,7 +75,7 @@ impl Agent {
     }
 
     /// Rule 1.
-    fn is_supervised(&self, id: &ScriptId) -> bool {
+    pub(super) fn is_supervised(&self, id: &ScriptId) -> bool {
         let lock = File::open(self.workspace(id).supervisor());
         lock.is_ok_and(|lock| !os::try_lock_exclusive(&lock).unwrap_or(false))
     }

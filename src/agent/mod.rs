@@ -30,6 +30,7 @@ mod recover;
 mod reload;
 mod retention;
 mod scripts;
+mod secrets;
 mod status;
 mod stop;
 mod stored;
@@ -258,6 +259,7 @@ struct Inner {
     /// Who reads a whole artifact for its digest.
     digesting: tokio::sync::Semaphore,
     upgrading: upgrade::Upgrading,
+    secrets: secrets::Secrets,
     /// Locked as long as the agent lives: one agent on one state folder.
     _lock: std::fs::File,
 }
@@ -312,6 +314,7 @@ impl Agent {
                 draining: tokio::sync::Mutex::new(()),
                 digesting: tokio::sync::Semaphore::new(artifacts::MAX_DIGESTING),
                 upgrading: upgrade::Upgrading::default(),
+                secrets: secrets::Secrets::default(),
                 _lock: lock,
             }),
         };
@@ -332,6 +335,7 @@ impl Agent {
             agent.step_back_all();
         }
         agent.spawn(agent.clone().run_launcher());
+        agent.spawn(agent.clone().run_eraser());
         if !agent.inner.settings.tied {
             agent.spawn(agent.clone().run_rebooter());
             agent.spawn(agent.clone().run_housekeeper());

@@ -22,6 +22,7 @@ use super::{Agent, AgentError};
 use crate::journal::EventScanner;
 use crate::mutex::os;
 use crate::script::{Event, OutcomeKind, Restart};
+use crate::spec::Spec;
 use crate::store::Record;
 use crate::supervisor::job::{Cancel, Job, Report};
 use crate::workspace::{Workspace, WorkspaceError};
@@ -77,7 +78,8 @@ impl Agent {
     }
 
     async fn recover_one(&self, record: &Record) -> Result<(), AgentError> {
-        let spec = Arc::new(super::scripts::stored_spec(record)?);
+        let stored = super::scripts::stored(record)?;
+        let (is_erased, spec) = (stored.is_erased(), Arc::new(stored.spec));
         let id = &record.id;
         self.table().restore(record.seq, Arc::clone(&spec), record.queued_at);
         if let Some(living) = self.table().get_mut(id) {
@@ -120,10 +122,12 @@ impl Agent {
                 // The store may know of a start that the journal lost in a power failure.
                 let stored = record.started_at.filter(|at| wished_at.is_none_or(|wish| *at > wish));
                 match ran.or(stored.map(|_| None)) {
-                    None => {
-                        self.limit_queue_time(&spec, record.queued_at);
-                        self.conclude(id, None).await
+                    // The database is a copy of before its end, and its workspace is gone.
+                    None if is_erased => {
+                        let reason = "the values of its secrets have been erased".to_owned();
+                        self.conclude(id, Some(OutcomeKind::Lost { reason }.into())).await
                     }
+                    None => self.queue_again(&spec, record).await,
                     Some(_) if rebooted => {
                         let reason = "the machine was restarted".to_owned();
                         self.conclude(id, Some(self.lost_with_values(id, reason).await?)).await
@@ -144,6 +148,12 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// It can't have run.
+    async fn queue_again(&self, spec: &Arc<Spec>, record: &Record) -> Result<(), AgentError> {
+        self.limit_queue_time(spec, record.queued_at);
+        self.conclude(&record.id, None).await
     }
 }
 

@@ -12,7 +12,7 @@ use crate::snapshot::{LeaseStanding, Snapshot};
 use crate::spec::{Spec, What};
 use crate::store::{Accepted, Record};
 use crate::values::Progress;
-use crate::wire::{decode_spec, encode_spec};
+use crate::wire::{Stored, decode_stored, encode_spec};
 
 /// What is shown of a script whose request can't be read any more.
 const DAMAGED: &str = "(its request in the database is damaged)";
@@ -67,6 +67,14 @@ impl Agent {
         now: Timestamp,
     ) -> Result<Snapshot, AgentError> {
         let id = &spec.script_id;
+        if !spec.sensitive.is_empty()
+            && let Err(error) = self.secrets_key().await
+        {
+            // Later it might be too late to make one.
+            drop(self.table().remove(id));
+            self.queue_changed();
+            return Err(error);
+        }
         let record = Record {
             id: id.clone(),
             seq: arrival,
@@ -85,7 +93,7 @@ impl Agent {
             Ok(Accepted::Existing(record)) => {
                 drop(self.table().remove(id));
                 self.queue_changed();
-                return Self::same_request(spec, *record);
+                return self.same_request(spec, *record).await;
             }
             Err(error) => {
                 drop(self.table().remove(id));
@@ -122,7 +130,7 @@ impl Agent {
             return Ok(Some(snapshot));
         }
         match self.inner.store.get(id).await? {
-            Some(record) => Self::same_request(spec, record).map(Some),
+            Some(record) => self.same_request(spec, record).await.map(Some),
             None => Ok(None),
         }
     }
@@ -143,9 +151,13 @@ impl Agent {
         }
     }
 
-    fn same_request(spec: &Spec, record: Record) -> Result<Snapshot, AgentError> {
-        let stored = stored_spec(&record)?;
-        let fields = stored.differences(spec);
+    async fn same_request(&self, spec: &Spec, record: Record) -> Result<Snapshot, AgentError> {
+        let stored = stored(&record)?;
+        let fields = if stored.is_erased() {
+            stored.differences(spec, self.secrets_key().await?)
+        } else {
+            stored.spec.differences(spec)
+        };
         if fields.is_empty() {
             return Ok(stored_snapshot(record));
         }
@@ -169,7 +181,7 @@ impl Agent {
 
 /// How a script of the store stands. One whose request is damaged is shown without it.
 pub(super) fn stored_snapshot(record: Record) -> Snapshot {
-    let spec = stored_spec(&record);
+    let spec = stored(&record).map(|stored| stored.spec);
     if let Err(error) = &spec {
         warn!(script_id = %record.id, error = crate::text::chain(error), "shown in part");
     }
@@ -209,7 +221,7 @@ fn last_progress(phase: &Phase) -> Option<Progress> {
     }
 }
 
-pub(super) fn stored_spec(record: &Record) -> Result<Spec, AgentError> {
-    decode_spec(&record.request)
+pub(super) fn stored(record: &Record) -> Result<Stored, AgentError> {
+    decode_stored(&record.request)
         .map_err(|source| AgentError::StoredRequest { id: record.id.clone(), source })
 }

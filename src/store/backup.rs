@@ -4,6 +4,7 @@
 //! 1. A copy has its name only when it is whole and on disk.
 //! 2. The last two are kept.
 //! 3. It is put back only by somebody who asks for it: what came since the migration is lost with it.
+//! 4. What is erased from the database is erased from the copies too.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,8 +13,8 @@ use std::time::Duration;
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 
-use super::StoreError;
 use super::schema::{known, private, version};
+use super::{StoreError, erase};
 use crate::{crash, durable};
 
 /// How many copies are kept: of this migration, and of the one before.
@@ -61,7 +62,7 @@ fn file(path: &Path) -> impl FnOnce(io::Error) -> CopyError + use<> {
     move |source| CopyError::File { path, source }
 }
 
-fn sql(path: &Path) -> impl Fn(rusqlite::Error) -> CopyError + use<> {
+pub(super) fn sql(path: &Path) -> impl Fn(rusqlite::Error) -> CopyError + use<> {
     let path = path.to_owned();
     move |source| CopyError::Sql { path: path.clone(), source }
 }
@@ -172,6 +173,23 @@ pub(super) fn put_back(database: &Path) -> Result<Copy, StoreError> {
     };
     replace().map_err(failed)?;
     Ok(copy)
+}
+
+/// Rewrites requests in all that was copied or put aside: of one script, or of all. Each is tried; the first
+/// error is told.
+pub(super) fn rewrite(
+    database: &Path,
+    only: Option<&str>,
+    rewrite: &erase::InCopy<'_>,
+) -> Result<(), StoreError> {
+    let failed = |source| StoreError::Copy { path: database.to_owned(), source };
+    let replaced = beside(database, ".replaced");
+    let copies = copies(database).map_err(failed)?.into_iter().map(|copy| copy.path);
+    let all = copies.chain(replaced.exists().then_some(replaced));
+    let rewrite = |copy: PathBuf| erase::rewrite_copy(&copy, only, rewrite);
+    // All of them before the first error is told.
+    let results: Vec<Result<(), CopyError>> = all.map(rewrite).collect();
+    results.into_iter().collect::<Result<(), _>>().map_err(failed)
 }
 
 fn open(path: &Path) -> rusqlite::Result<u64> {

@@ -10,10 +10,11 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use tracing::info;
 
-use super::{StoreError, backup};
+use super::{StoreError, backup, erase};
 use crate::crash;
 use crate::format::{self, Newer};
 
@@ -26,7 +27,7 @@ const STEPS: [&str; 4] = [
 ];
 
 /// How long another reader, an operator's `sqlite3` say, may hold things up.
-const BUSY_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const BUSY_LIMIT: Duration = Duration::from_secs(10);
 
 /// The version that this baton writes.
 pub fn known() -> u64 {
@@ -81,8 +82,13 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     connection.busy_timeout(BUSY_LIMIT).map_err(failed)?;
     connection.pragma_update(None, "journal_mode", "WAL").map_err(failed)?;
     connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
+    connection.pragma_update(None, "secure_delete", "ON").map_err(failed)?;
+    let is_new = version(&connection).map_err(failed)? == 0;
     migrate(path, &mut connection)?;
-    sign(&connection).map_err(failed)?;
+    sign(&mut connection).map_err(failed)?;
+    if is_new {
+        erase::set_mark(&connection, Some(Timestamp::now())).map_err(failed)?;
+    }
     Ok(connection)
 }
 
@@ -129,14 +135,19 @@ fn migrate(path: &Path, connection: &mut Connection) -> Result<(), StoreError> {
 }
 
 /// Leaves word which baton opened it last.
-fn sign(connection: &Connection) -> rusqlite::Result<()> {
-    let signed = writer(connection).is_some_and(|writer| writer == format::PROGRAM);
-    if signed {
+fn sign(connection: &mut Connection) -> rusqlite::Result<()> {
+    let writer = writer(connection);
+    if writer.as_deref() == Some(format::PROGRAM) {
         return Ok(());
+    }
+    let transaction = connection.transaction()?;
+    if let Some(writer) = writer {
+        erase::take_mark_over(&transaction, &writer)?;
     }
     let sign = "INSERT INTO about VALUES ('baton', ?1)
         ON CONFLICT (key) DO UPDATE SET value = excluded.value";
-    connection.execute(sign, [format::PROGRAM]).map(drop)
+    transaction.execute(sign, [format::PROGRAM])?;
+    transaction.commit()
 }
 
 /// The version of the baton that opened it last, if it says so.

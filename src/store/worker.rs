@@ -8,8 +8,8 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
 use super::{
-    Accepted, DoneCursor, DoneFilter, DonePage, Kept, Record, ScriptUpdate, StoreError, history,
-    kept,
+    Accepted, DoneCursor, DoneFilter, DonePage, Kept, Record, ScriptUpdate, StoreError, erase,
+    history, kept,
 };
 use crate::crash;
 use crate::script::{Drain, Labels, OutcomeKind, Phase, ScriptId};
@@ -36,7 +36,18 @@ pub(super) enum Command {
     SetDrain(Option<Drain>, Reply<()>),
     TryChange(Reply<()>),
     MaxSeq(Reply<u64>),
+    Sweep { which: erase::Which, after: u64, rewrite: erase::Rewrite, reply: Reply<erase::Looked> },
+    EraseMark(Reply<Option<Timestamp>>),
+    SetEraseMark(Option<Timestamp>, Reply<()>),
+    Alone(Alone),
     Close,
+}
+
+/// A call that SQLite carries out only outside of a transaction.
+#[derive(Debug)]
+pub(super) enum Alone {
+    EmptyLog(Reply<bool>),
+    Rebuild(Reply<()>),
 }
 
 /// An answer that waits for the commit.
@@ -52,12 +63,25 @@ pub(super) fn run(mut connection: Connection, mut commands: mpsc::Receiver<Comma
             batch.push_back(next);
         }
         let close = batch.iter().any(|command| matches!(command, Command::Close));
-        while !batch.is_empty() {
-            commit(&mut connection, &mut batch);
+        while let Some(next) = batch.pop_front() {
+            if let Command::Alone(alone) = next {
+                carry_out_alone(&connection, alone);
+            } else {
+                batch.push_front(next);
+                commit(&mut connection, &mut batch);
+            }
         }
         if close {
             return;
         }
+    }
+}
+
+fn carry_out_alone(connection: &Connection, command: Alone) {
+    match command {
+        // Whoever asked may be gone.
+        Alone::EmptyLog(reply) => drop(reply.send(erase::empty_log(connection))),
+        Alone::Rebuild(reply) => drop(reply.send(erase::rebuild(connection))),
     }
 }
 
@@ -69,7 +93,7 @@ fn commit(connection: &mut Connection, batch: &mut VecDeque<Command>) {
     let committed = connection.transaction().and_then(|transaction| {
         // Outside a transaction a call would be kept at once, whatever its caller is told.
         while !transaction.is_autocommit()
-            && let Some(command) = batch.pop_front()
+            && let Some(command) = batch.pop_front_if(|next| !matches!(next, Command::Alone(_)))
         {
             answers.extend(carry_out(&transaction, command));
         }
@@ -118,7 +142,14 @@ fn carry_out(transaction: &Transaction<'_>, command: Command) -> Option<Answer> 
         Command::SetDrain(drain, reply) => answer(reply, set_drain(transaction, drain.as_ref())),
         Command::TryChange(reply) => answer(reply, try_change(transaction)),
         Command::MaxSeq(reply) => answer(reply, max_seq(transaction)),
-        Command::Close => return None,
+        Command::Sweep { which, after, rewrite, reply } => {
+            answer(reply, erase::sweep(transaction, which, after, &rewrite))
+        }
+        Command::EraseMark(reply) => answer(reply, erase::mark(transaction)),
+        Command::SetEraseMark(at, reply) => {
+            answer(reply, erase::set_mark(transaction, at).map_err(StoreError::from))
+        }
+        Command::Alone(_) | Command::Close => return None,
     };
     Some(answer)
 }
@@ -162,6 +193,7 @@ fn update(transaction: &Transaction<'_>, change: &ScriptUpdate) -> Result<(), St
     let mut statement = transaction.prepare_cached(
         "UPDATE scripts SET
              phase = coalesce(:phase, phase), done = coalesce(:done, done),
+             request = coalesce(:request, request),
              started_at = coalesce(:started_at, started_at),
              ended_at = coalesce(:ended_at, ended_at),
              stop_reason = coalesce(:stop_reason, stop_reason),
@@ -174,6 +206,7 @@ fn update(transaction: &Transaction<'_>, change: &ScriptUpdate) -> Result<(), St
         ":id": change.id.as_str(),
         ":phase": change.phase.as_ref().map(json),
         ":done": change.phase.as_ref().map(Phase::is_done),
+        ":request": change.request,
         ":started_at": change.started_at.map(nanoseconds),
         ":ended_at": change.ended_at.map(nanoseconds),
         ":stop_reason": change.stop_reason,

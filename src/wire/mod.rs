@@ -8,6 +8,7 @@ mod package;
 mod role;
 mod snapshot;
 mod spec;
+mod stored;
 mod upgrade;
 mod values;
 
@@ -18,7 +19,7 @@ use jiff::Timestamp;
 pub use config::config_keys;
 pub(crate) use outcome::drop_cause;
 pub use role::role;
-pub use spec::{decode_spec, encode_spec};
+pub use stored::{Stored, decode_stored, encode_spec, erase, pad_again};
 
 /// The generated messages, clients and servers.
 #[expect(

@@ -2,28 +2,13 @@
 
 use std::num::{NonZeroU8, NonZeroU32};
 
-use prost::Message as _;
-
-use super::{WireError, from_duration, to_duration, v1};
+use super::{from_duration, to_duration, v1};
 use crate::mutex::MutexName;
 use crate::script::{Isolation, ScriptId, StragglerPolicy};
 use crate::spec::{LeaseTerms, MAX_TIME_LIMIT, Problem, Spec, SpecError, SpecFile, What};
 
 /// The interpreter of a body when the request names none.
 const DEFAULT_INTERPRETER: &str = "bash";
-
-/// A request as the store keeps it.
-pub fn encode_spec(spec: &Spec) -> Vec<u8> {
-    v1::ScriptSpec::from(spec.clone()).encode_to_vec()
-}
-
-/// A request as the store kept it.
-///
-/// # Errors
-/// When it was written by something else.
-pub fn decode_spec(bytes: &[u8]) -> Result<Spec, WireError> {
-    Ok(Spec::try_from(v1::ScriptSpec::decode(bytes)?)?)
-}
 
 impl TryFrom<v1::ScriptSpec> for Spec {
     type Error = SpecError;
@@ -237,6 +222,7 @@ impl From<Isolation> for v1::Isolation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::{decode_stored, encode_spec};
 
     fn message() -> v1::ScriptSpec {
         v1::ScriptSpec {
@@ -280,7 +266,7 @@ mod tests {
             ..message()
         };
         let spec = Spec::try_from(full).unwrap();
-        assert_eq!(decode_spec(&encode_spec(&spec)).unwrap(), spec);
+        assert_eq!(decode_stored(&encode_spec(&spec)).unwrap().spec, spec);
     }
 
     #[test]
@@ -293,7 +279,7 @@ mod tests {
         let spec = Spec::try_from(request.clone()).unwrap();
         let What::Lease(terms) = &spec.what else { panic!("no lease") };
         assert_eq!((terms.ttl, spec.claims().len()), (LeaseTerms::DEFAULT_TTL, 2));
-        assert_eq!(decode_spec(&encode_spec(&spec)).unwrap(), spec);
+        assert_eq!(decode_stored(&encode_spec(&spec)).unwrap().spec, spec);
         for seconds in [0, 3601] {
             let ttl = Some(prost_types::Duration { seconds, nanos: 0 });
             let bad = v1::OpenLeaseRequest { ttl, ..request.clone() };

@@ -13,6 +13,7 @@ pub mod old;
 
 pub mod relay;
 pub mod run;
+pub mod secret;
 pub mod site;
 pub mod standstill;
 pub mod talker;
