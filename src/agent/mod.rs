@@ -334,13 +334,18 @@ impl Agent {
             // The agent may have been killed before it asked.
             agent.step_back_all();
         }
-        agent.spawn(agent.clone().run_launcher());
-        agent.spawn(agent.clone().run_eraser());
-        if !agent.inner.settings.tied {
-            agent.spawn(agent.clone().run_rebooter());
-            agent.spawn(agent.clone().run_housekeeper());
-        }
+        agent.go_to_work();
         Ok(agent)
+    }
+
+    /// Starts what works as long as the agent lives.
+    fn go_to_work(&self) {
+        self.spawn(self.clone().run_launcher());
+        self.spawn(self.clone().run_eraser());
+        if !self.inner.settings.tied {
+            self.spawn(self.clone().run_rebooter());
+            self.spawn(self.clone().run_housekeeper());
+        }
     }
 
     /// Ends the agent's tasks. Scripts run on with their supervisors, unless they are tied to the

@@ -122,12 +122,7 @@ impl Agent {
                 // The store may know of a start that the journal lost in a power failure.
                 let stored = record.started_at.filter(|at| wished_at.is_none_or(|wish| *at > wish));
                 match ran.or(stored.map(|_| None)) {
-                    // The database is a copy of before its end, and its workspace is gone.
-                    None if is_erased => {
-                        let reason = "the values of its secrets have been erased".to_owned();
-                        self.conclude(id, Some(OutcomeKind::Lost { reason }.into())).await
-                    }
-                    None => self.queue_again(&spec, record).await,
+                    None => self.queue_again(&spec, record, is_erased).await,
                     Some(_) if rebooted => {
                         let reason = "the machine was restarted".to_owned();
                         self.conclude(id, Some(self.lost_with_values(id, reason).await?)).await
@@ -151,7 +146,17 @@ impl Agent {
     }
 
     /// It can't have run.
-    async fn queue_again(&self, spec: &Arc<Spec>, record: &Record) -> Result<(), AgentError> {
+    async fn queue_again(
+        &self,
+        spec: &Arc<Spec>,
+        record: &Record,
+        is_erased: bool,
+    ) -> Result<(), AgentError> {
+        if is_erased {
+            // The database is a copy of before its end, and its workspace is gone.
+            let reason = "the values of its secrets have been erased".to_owned();
+            return self.conclude(&record.id, Some(OutcomeKind::Lost { reason }.into())).await;
+        }
         self.limit_queue_time(spec, record.queued_at);
         self.conclude(&record.id, None).await
     }
