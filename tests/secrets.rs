@@ -18,7 +18,9 @@ use support::{Draft, Started, TestAgent, World, exited, finish, lines, reason, s
 
 /// How the text of a script says its secret in all the ways that are masked.
 const SAYS: &str =
-    "echo \"it is $SECRET\"; baton progress 40 \"with $SECRET\"; echo \"$SECRET\" >&2";
+    "echo \"it is $SECRET\"; echo \"$SECRET\" >&2; echo \"$SECRET\" > $BATON_PROGRESS
+baton progress 30 \"$(printf 'x%.0s' {1..132})$SECRET\"; baton progress 40 \"with $SECRET\"
+tail -f /dev/null \"/$SECRET\" 2> /dev/null &";
 
 fn script(agent: &TestAgent, secret: &Secret, text: &str) -> Draft {
     agent.script(format!("{SAYS}\n{text}")).with(|spec| secret.give(spec))
@@ -285,7 +287,7 @@ fn a_command_without_an_agent_leaves_no_secret() {
     let world = World::new();
     let secret = Secret::new();
     let mut command = world.baton_at("c");
-    command.args(["run", "--secret", "SECRET", "-c", &format!("{SAYS}; exit 4")]);
+    command.args(["run", "--secret", "SECRET", "-c", &format!("{SAYS}\nexit 4")]);
     let (code, out, told) = finish(command.env("SECRET", &secret.value));
     assert_eq!(code, 4, "{told}");
     assert!(out.contains("it is *****") && !secret.is_in((out + &told).as_bytes()));

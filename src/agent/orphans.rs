@@ -18,6 +18,7 @@ use crate::mutex::status;
 use crate::process::{self, Process, ProcessId};
 use crate::script::{Fate, Straggler};
 use crate::spec::Spec;
+use crate::supervisor::Mask;
 
 /// How long forced processes may take to be gone before it is looked for new ones.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -53,7 +54,7 @@ impl Agent {
             }
             seen_nobody = 0;
             if named.is_none() {
-                named = Some(self.ask_orphans(&living));
+                named = Some(ask_orphans(spec, &living));
             }
             let is_forced = Instant::now() >= forced_at;
             if is_forced {
@@ -82,7 +83,7 @@ impl Agent {
         spec: &Arc<Spec>,
         living: &[Process],
     ) -> Result<Option<Vec<Straggler>>, AgentError> {
-        let (id, stuck) = (&spec.script_id, named(living, Fate::Abandoned));
+        let (id, stuck) = (&spec.script_id, named(spec, living, Fate::Abandoned));
         let reason = {
             let mut table = self.table();
             let Some(script) = table.get_mut(id) else {
@@ -116,19 +117,6 @@ impl Agent {
         Ok(Some(stuck))
     }
 
-    /// Asks them to end; names them.
-    #[expect(clippy::unused_self, reason = "reads as a method where it is used")]
-    fn ask_orphans(&self, living: &[Process]) -> Vec<Straggler> {
-        let named = named(living, Fate::Ended);
-        warn!(processes = ?named, "its supervisor is gone; what it left is ended");
-        for process in living {
-            process.signal(Signal::TERM);
-            // One that was stopped would not hear it.
-            process.signal(Signal::CONT);
-        }
-        named
-    }
-
     /// The script's living processes: by its workspace in their environment, by the id of the first of
     /// them, by its tickets, or below one of those.
     async fn orphans(
@@ -158,9 +146,23 @@ impl Agent {
     }
 }
 
+/// Asks them to end; names them.
+fn ask_orphans(spec: &Spec, living: &[Process]) -> Vec<Straggler> {
+    let named = named(spec, living, Fate::Ended);
+    warn!(processes = ?named, "its supervisor is gone; what it left is ended");
+    for process in living {
+        process.signal(Signal::TERM);
+        // One that was stopped would not hear it.
+        process.signal(Signal::CONT);
+    }
+    named
+}
+
 /// Names the first of them.
-fn named(living: &[Process], fate: Fate) -> Vec<Straggler> {
-    let name = |p: &Process| Straggler { pid: p.pid, command: p.command_line(), fate };
+fn named(spec: &Spec, living: &[Process], fate: Fate) -> Vec<Straggler> {
+    let mask = Mask::of(&spec.sensitive, &spec.environment);
+    let command = |p: &Process| mask.shown(&p.command_line());
+    let name = |p: &Process| Straggler { pid: p.pid, command: command(p), fate };
     living.iter().take(MAX_NAMED).map(name).collect()
 }
 

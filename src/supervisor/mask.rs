@@ -4,8 +4,11 @@
 //!    or for the end.
 //! 2. The number of bytes stays the same: offsets count what the script wrote.
 //! 3. Each line of a secret is one; one of fewer than [`MIN_BYTES`] can't be told from other text.
+//! 4. Texts for people have spaces for control characters, and may be cut: a secret is found in them all the same,
+//!    also its beginning where they were cut.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use memchr::memmem::Finder;
 
@@ -14,25 +17,36 @@ pub(super) const MIN_BYTES: usize = 4;
 
 /// The secrets of a script.
 #[derive(Debug, Default)]
-pub(super) struct Mask {
+pub(crate) struct Mask {
     secrets: Vec<Finder<'static>>,
 }
 
 impl Mask {
+    /// Those of an environment.
+    pub(crate) fn of(names: &[String], environment: &BTreeMap<String, String>) -> Self {
+        Self::new(names.iter().filter_map(|name| environment.get(name)).map(String::as_str))
+    }
+
     /// All lines of these values.
     pub(super) fn new<'a>(values: impl Iterator<Item = &'a str>) -> Self {
         let lines = values.flat_map(str::lines).filter(|line| line.len() >= MIN_BYTES);
-        let mut lines: Vec<&str> = lines.collect();
+        let in_texts = |line: &str| line.replace(char::is_control, " ").trim().to_owned();
+        let forms = lines.flat_map(|line| [line.to_owned(), in_texts(line)]);
+        let mut lines: Vec<String> = forms.filter(|line| line.len() >= MIN_BYTES).collect();
         lines.sort_unstable();
         lines.dedup();
         let secrets = lines.into_iter().map(|line| Finder::new(line.as_bytes()).into_owned());
         Self { secrets: secrets.collect() }
     }
 
-    /// A text as it may be shown.
-    pub(super) fn shown(&self, text: &str) -> String {
+    /// A text for people as it may be shown.
+    pub(crate) fn shown(&self, text: &str) -> String {
         let mut shown = text.as_bytes().to_vec();
         self.overwrite(text.as_bytes(), &mut shown);
+        if let Some(kept) = text.strip_suffix('…') {
+            let from = kept.len() - self.undecided(kept.as_bytes());
+            shown[from..kept.len()].fill(b'*');
+        }
         String::from_utf8_lossy(&shown).into_owned()
     }
 
@@ -114,6 +128,22 @@ mod tests {
             let (out, expected) =
                 (String::from_utf8_lossy(&out), String::from_utf8_lossy(expected));
             assert_eq!(out, expected, "{size}");
+        }
+    }
+
+    #[test]
+    fn rule_4_a_secret_is_found_in_a_text_that_was_cleaned_and_cut() {
+        let mask = Mask::new(["correct horse\tbattery ", "hunter22"].into_iter());
+        for (text, shown) in [
+            ("with correct horse\tbattery ", "with **********************"),
+            ("with correct horse battery", "with *********************"),
+            ("with correct horse ba…", "with ****************…"),
+            ("with hunter2…", "with *******…"),
+            ("with hunter22…", "with ********…"),
+            // Not cut.
+            ("with hunter2", "with hunter2"),
+        ] {
+            assert_eq!(mask.shown(text), shown);
         }
     }
 

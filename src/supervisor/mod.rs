@@ -49,6 +49,7 @@ use crate::text::chain;
 use crate::workspace::{Workspace, WorkspaceError, is_lack};
 use grip::Grip;
 use job::{Assignment, Cancel, Job, Report};
+pub(crate) use mask::Mask;
 pub use record::Unwritten;
 use restart::Asked;
 pub use returns::outputs_left;

@@ -3,7 +3,8 @@
 //! 1. The script is never held up: its pipe for progress is read as it comes, and what is too much is
 //!    remarked.
 //! 2. The output file is read when the tree is gone, so nobody writes into it any more.
-//! 3. Secrets are overwritten in whatever is shown while it runs: output and progress.
+//! 3. Secrets are overwritten in whatever is shown: output, progress, remarks, command lines of processes. Outputs are
+//!    what the script wants to be known.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _};
@@ -18,7 +19,7 @@ use rustix::fs::OFlags;
 use super::job::Ending;
 use super::mask::{Mask, Masked};
 use crate::journal::Writer;
-use crate::script::Stream;
+use crate::script::{Straggler, Stream};
 use crate::values::file::{self, MAX_FILE_BYTES};
 use crate::values::message::{Messages, Piece, Said};
 use crate::values::progress::{MAX_LINE_BYTES, Pace};
@@ -126,7 +127,18 @@ impl Returns {
             percent,
             message: self.mask.shown(&message),
         });
+        for remark in &mut self.values.remarks {
+            remark.name = self.mask.shown(&remark.name);
+        }
         self.values
+    }
+
+    /// Processes as they may be shown.
+    pub(super) fn shown(&self, mut processes: Vec<Straggler>) -> Vec<Straggler> {
+        for process in &mut processes {
+            process.command = self.mask.shown(&process.command);
+        }
+        processes
     }
 
     /// Reads once what the channel has; whether there was something.

@@ -34,8 +34,7 @@ impl Supervision {
     /// Runs the script and ends its tree. Says how it ended, and when it started if it did.
     pub(super) fn run(&mut self, grip: &mut Grip) -> (Outcome, Option<Timestamp>) {
         // Before the start: the script may say at once how far it is.
-        let secrets = self.job.sensitive.iter().filter_map(|name| self.job.environment.get(name));
-        let mask = Mask::new(secrets.map(String::as_str));
+        let mask = Mask::of(&self.job.sensitive, &self.job.environment);
         let returns = Returns::open(&self.workspace, self.job.service_messages, mask);
         match self.start(grip) {
             Ok((mut tree, pipes)) => {
@@ -92,10 +91,10 @@ impl Supervision {
             }
             _ => Fate::Ended,
         };
-        let mut stragglers = Tree::stragglers(fate);
+        let mut stragglers = outputs.returns.shown(Tree::stragglers(fate));
         let ended = match fate {
             Fate::Kept => Ok(Vec::new()),
-            Fate::Ended | Fate::Abandoned => self.end_tree(),
+            Fate::Ended | Fate::Abandoned => self.end_tree(&outputs.returns),
         };
         let kind = followed.and_then(|kind| match ended {
             Ok(abandoned) => {
@@ -115,7 +114,7 @@ impl Supervision {
     /// Ends whatever is left of the tree. A process that can't be killed (it waits for a disk, say) keeps
     /// the mutexes: it is told, and waited for without limit, unless an operator abandons it. Those are
     /// returned.
-    fn end_tree(&mut self) -> io::Result<Vec<Straggler>> {
+    fn end_tree(&mut self, returns: &Returns) -> io::Result<Vec<Straggler>> {
         let (start, mut is_told) = (Instant::now(), false);
         while let Some(dying) = Tree::kill()? {
             let descriptors: Vec<BorrowedFd<'_>> = dying.iter().map(OwnedFd::as_fd).collect();
@@ -126,14 +125,15 @@ impl Supervision {
             Signals::take(&self.signals.child);
             let is_stuck = start.elapsed() >= STUCK;
             if is_stuck && !is_told {
-                self.tell(&Report::Stuck { processes: Tree::stragglers(Fate::Abandoned) });
+                let processes = returns.shown(Tree::stragglers(Fate::Abandoned));
+                self.tell(&Report::Stuck { processes });
             }
             let is_asked = Signals::take(&self.signals.stop);
             if is_stuck
                 && (is_asked || !is_told)
                 && self.cancel().is_some_and(|c| c.abandon.is_some())
             {
-                return Ok(Tree::stragglers(Fate::Abandoned));
+                return Ok(returns.shown(Tree::stragglers(Fate::Abandoned)));
             }
             is_told |= is_stuck;
         }

@@ -20,8 +20,9 @@ pub struct Secret {
 
 impl Secret {
     pub fn new() -> Self {
-        let core = uuid::Uuid::now_v7().simple().to_string();
-        Self { value: format!("\"\\é{core}'$"), core }
+        // Backwards: what differs from others of the same instant comes first.
+        let core: String = uuid::Uuid::now_v7().simple().to_string().chars().rev().collect();
+        Self { value: format!("\"\\é\t{core}'$"), core }
     }
 
     /// Gives it to a script, as the variable `SECRET`.
@@ -30,7 +31,7 @@ impl Secret {
         spec.sensitive.push("SECRET".to_owned());
     }
 
-    /// What it looks like as it is, in base64 at each place of three, in hexadecimal.
+    /// What it looks like as it is, also cut, in base64 at each place of three, in hexadecimal.
     fn forms(&self) -> Vec<Vec<u8>> {
         let core = self.core.as_bytes();
         let base64 = (0..3).map(|before| {
@@ -38,8 +39,8 @@ impl Secret {
             // Without what depends on what stands before and behind it.
             text.as_bytes()[4..text.len() - 4].to_vec()
         });
-        let hex: String = core.iter().map(|byte| format!("{byte:02x}")).collect();
-        base64.chain([core.to_vec(), hex.into_bytes()]).collect()
+        let hex = core.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
+        base64.chain([core[..16].to_vec(), hex.into_bytes()]).collect()
     }
 
     pub fn is_in(&self, bytes: &[u8]) -> bool {
