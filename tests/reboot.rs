@@ -19,6 +19,7 @@ use baton::snapshot::Snapshot;
 use baton::trust::Identity;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use support::run::{Run, await_end};
+use support::secret::Secret;
 use support::site::trusting;
 use support::{BATON, Draft, Started, TestAgent, World, exited, finish, lines, soon, write};
 
@@ -581,4 +582,44 @@ async fn a_step_of_a_deployment_that_restarts_the_machine_goes_on_within_the_awa
     told("m: only: succeeded");
     assert_eq!(deploy.end(), 0);
     assert_eq!(lines(&log), ["1", "2", "next"]);
+}
+
+#[tokio::test]
+async fn a_script_has_its_secrets_in_each_attempt_and_they_are_gone_after_the_last_one() {
+    let Some(world) = restartable() else { return };
+    let mut agent = boot(&world, 1).await;
+    let (secret, waits) = (Secret::new(), Secret::new());
+    let text = "test ${#SECRET} -gt 30 || exit 9
+        if [ $BATON_ATTEMPT -lt 3 ]; then baton reboot-and-resume --reason kernel; exit; fi
+        exit 7";
+    let script = agent.script(text).id("r").with(|spec| secret.give(spec)).start().await;
+    let behind = agent.script("test ${#SECRET} -gt 30").id("w").with(|spec| waits.give(spec));
+    let behind = behind.start().await;
+    for number in 2..4 {
+        awaits_restart(&again(&agent, &script)).await;
+        assert!(!secret.found(&world.path("a/state")).is_empty());
+        power_off(&world, &mut agent);
+        next_agent(&world, &mut agent, number).await;
+    }
+    let outcome = again(&agent, &script).outcome().await;
+    assert!(exited(&outcome, 7), "{outcome:?}");
+    secret.is_gone(&world, &agent).await;
+    let outcome = again(&agent, &behind).outcome().await;
+    assert!(exited(&outcome, 0), "{outcome:?}");
+    waits.is_gone(&world, &agent).await;
+}
+
+#[tokio::test]
+async fn what_is_lost_in_a_restart_of_the_machine_leaves_no_secret() {
+    let Some(world) = restartable() else { return };
+    let mut agent = boot(&world, 1).await;
+    let (secret, gate) = (Secret::new(), world.gate());
+    let script = agent.script(gate.wait()).with(|spec| secret.give(spec)).start().await;
+    script.is_running().await;
+    power_off(&world, &mut agent);
+    assert!(!secret.found(&world.path("a/state")).is_empty());
+    next_agent(&world, &mut agent, 2).await;
+    let outcome = again(&agent, &script).outcome().await;
+    assert!(is_lost(&outcome, "the machine was restarted"), "{outcome:?}");
+    secret.is_gone(&world, &agent).await;
 }

@@ -13,6 +13,7 @@ use baton::snapshot::Snapshot;
 use jiff::Timestamp;
 use rustix::process::Signal;
 use support::run::Run;
+use support::secret::Secret;
 use support::site::{Machine, Site};
 use support::{finish, signal, soon};
 
@@ -465,6 +466,31 @@ async fn no_part_of_a_secret_is_told_where_a_long_line_is_cut() {
         assert_eq!(out.matches('*').count(), 13 * 8);
         assert!(!out.contains(|c: char| "%&@?~^=!".contains(c)), "a part of it is told");
     }
+}
+
+#[tokio::test]
+async fn when_a_deployment_is_over_its_secrets_are_on_no_disk() {
+    let site = Site::new(2).await;
+    let text = "[[variables]]\nname = \"Password\"\nvalue_env = \"SECRET\"\nsensitive = true\n\
+                [[variables]]\nname = \"Url\"\nvalue = \"https://x:#{Password}@db\"\n"
+        .to_owned()
+        + &steps(&[
+            "name = \"first\"\nrun = 'echo \"$VAR_PASSWORD $VAR_URL\"'",
+            "name = \"fails\"\nrun = 'echo \"$VAR_URL\" >&2; exit 3'",
+        ]);
+    let project = site.project("shop", &text);
+    let secret = Secret::new();
+    let mut command = site.deploy(&project);
+    command.env("SECRET", &secret.value).args(["--json", "--report"]).arg(site.home.path("r.html"));
+    let (code, out, told) = finish(&mut command);
+    assert_eq!(code, 1, "{out}{told}");
+    assert!(!secret.is_in((out + &told).as_bytes()));
+    for machine in &site.machines {
+        assert!(!machine.history().await.is_empty());
+        secret.is_gone(&machine.world, &machine.agent).await;
+    }
+    // Nor on the orchestrator's.
+    assert_eq!(secret.found(&site.home.path("")), Vec::<std::path::PathBuf>::new());
 }
 
 /// When a project's script ran on a machine.
