@@ -51,7 +51,7 @@ fn assert_is_kept(world: &World, agent: &TestAgent, secret: &Secret, id: &str) {
     assert!(!found.is_empty());
     for place in found {
         let name = place.file_name().unwrap().to_string_lossy().into_owned();
-        assert!(["job.json", "agent.db", "agent.db-wal"].contains(&&*name), "{place:?}");
+        assert!(["job.json", "agent.db", "agent.db-wal"].contains(&&*name), "{}", place.display());
     }
     assert!(!secret.is_in(shown(world, agent, id).as_bytes()));
 }
