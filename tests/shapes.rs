@@ -331,7 +331,11 @@ fn deployment() -> Vec<DeployEvent> {
         What::Ends { why: text("w") },
         What::Over { result: Verdict::Failed, targets: results.map(target).to_vec() },
     ];
-    let transfers = [Transfer::Sends { done: 1, total: 2 }, Transfer::Failed { why: text("w") }];
+    let transfers = [
+        Transfer::Sends { done: 1, total: 2 },
+        Transfer::Away { since: time(), until: time(), why: text("w") },
+        Transfer::Failed { why: text("w") },
+    ];
     let results =
         [JobResult::Succeeded, JobResult::Failed, JobResult::Skipped, JobResult::Cancelled];
     let mut states = vec![
@@ -339,6 +343,8 @@ fn deployment() -> Vec<DeployEvent> {
         State::Runs,
         State::Progress { percent: 1, text: text("t") },
         State::Interrupted { why: text("w") },
+        State::Away { since: time(), until: time(), why: text("w") },
+        State::Back { since: time() },
         State::TriedAgain { how: text("h"), after_seconds: 1 },
     ];
     states.extend(results.map(|result| State::Ended {

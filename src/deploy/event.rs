@@ -187,6 +187,11 @@ pub enum State {
         /// Since when it was away.
         since: Timestamp,
     },
+    /// The connection was lost: what versions before [`State::Away`] wrote, so it is read.
+    Interrupted {
+        /// Why, in words.
+        why: String,
+    },
     /// It failed and is tried again after so long.
     TriedAgain {
         /// How it failed, in words.

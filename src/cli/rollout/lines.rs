@@ -64,6 +64,7 @@ pub(super) fn state(state: &State, now: Timestamp) -> String {
         State::Back { since } => {
             format!("the agent is back after {}", span(between(*since, now)))
         }
+        State::Interrupted { why } => format!("the connection is lost, it is tried again: {why}"),
         State::TriedAgain { how, after_seconds } => {
             format!("{how}; tried again after {after_seconds}s")
         }

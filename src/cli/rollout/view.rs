@@ -240,7 +240,7 @@ impl Target {
             }
             State::Away { since, until, why } => self.away(*since, *until, why),
             // How it stands is told next.
-            State::Back { .. } => self.line = lines::state(state, at),
+            State::Back { .. } | State::Interrupted { .. } => self.line = lines::state(state, at),
             State::TriedAgain { .. } => {
                 self.end(at);
                 self.state = Stand::Between;

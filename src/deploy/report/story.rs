@@ -142,7 +142,7 @@ impl Target {
 
 impl Job {
     fn hear(&mut self, at: Timestamp, state: &State) {
-        if !matches!(state, State::Away { .. }) {
+        if !matches!(state, State::Away { .. } | State::Interrupted { .. }) {
             self.back(at);
         }
         match state {
@@ -151,6 +151,7 @@ impl Job {
                 self.started.get_or_insert(at);
             }
             State::Away { since, why, .. } => self.away(*since, why),
+            State::Interrupted { why } => self.away(at, why),
             State::Back { .. } => {}
             State::TriedAgain { how, .. } => {
                 self.result = Some(crate::deploy::event::JobResult::Failed);
