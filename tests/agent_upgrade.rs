@@ -364,7 +364,7 @@ async fn whoever_dies_at_a_named_point_the_upgrade_is_settled_one_way_or_the_oth
         ("upgrade starting", RolledBack),
         ("guard watches", Upgraded),
     ] {
-        let (site, upgrade) = dies_at(point, "20s", Site::newer).await;
+        let (site, upgrade) = Box::pin(dies_at(point, "20s", Site::newer)).await;
         assert_eq!(upgrade.phase(), phase, "{point}: {} {}", upgrade.reason, site.said());
         site.serves(if phase == Upgraded { NEWER } else { OWN }).await;
         let installed: Vec<_> =
@@ -379,7 +379,7 @@ async fn whoever_dies_at_a_named_point_the_upgrade_is_settled_one_way_or_the_oth
 async fn a_guard_that_dies_while_it_takes_back_is_followed_by_another_one_or_the_old_agent() {
     for point in ["guard takes back", "guard has put back"] {
         // A good one that has no time: it goes on with the record, against itself.
-        let (site, upgrade) = dies_at(point, "1ms", Site::newer).await;
+        let (site, upgrade) = Box::pin(dies_at(point, "1ms", Site::newer)).await;
         assert_eq!(upgrade.phase(), v1::UpgradePhase::RolledBack, "{point}");
         site.serves(OWN).await;
         assert_eq!(site.installed(), ["baton"], "{point}");

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use baton::script::Phase;
 use baton::snapshot::Snapshot;
 use rustix::process::{Pid, Signal, kill_process};
+use support::old::{Release, newest};
 use support::{
     BATON, DEADLINE, Started, TestAgent, World, exited, finish, lines, reason, soon, write,
 };
@@ -49,7 +50,7 @@ impl Manager {
     }
 
     /// Hears until it is so.
-    fn hears(&self, wanted: impl Fn(&str) -> bool) -> String {
+    fn hears(&self, mut wanted: impl FnMut(&str) -> bool) -> String {
         let start = Instant::now();
         let mut heard = Vec::new();
         while let Some(left) = DEADLINE.checked_sub(start.elapsed()) {
@@ -92,6 +93,58 @@ async fn systemd_is_told_when_the_agent_serves_and_how_busy_it_is() {
     stop(&agent);
     manager.hears(|word| word == "STOPPING=1");
     agent.ends().await;
+}
+
+/// A database of the oldest version, large enough to be copied in several steps.
+fn old_database(world: &World) {
+    let state = world.path("a/state");
+    std::fs::create_dir_all(&state).unwrap();
+    let (_, oldest) = newest().databases().swap_remove(0);
+    let database = state.join("agent.db");
+    Release::make_database(&oldest, &database);
+    let more = "CREATE TABLE padding (bytes BLOB);
+        WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100)
+        INSERT INTO padding SELECT zeroblob(500000) FROM n";
+    rusqlite::Connection::open(database).unwrap().execute_batch(more).unwrap();
+}
+
+#[tokio::test]
+async fn a_migration_asks_for_more_time_as_long_as_it_makes_progress() {
+    let world = World::new();
+    let manager = Manager::new(&world);
+    old_database(&world);
+    let due = world.path("due");
+    drop(File::create(&due).unwrap());
+    let mut command = world.baton_at("a");
+    command.args(["agent", "run", "--listen", "none"]);
+    command.env("NOTIFY_SOCKET", world.path("notify"));
+    command.env(baton::crash::HANG_VARIABLE, format!("mid migration={}", due.display()));
+    let mut hanging = support::spawn(&mut command);
+    let step = "STATUS=the database is migrated to version ";
+    let mut copied = Vec::new();
+    manager.hears(|word| {
+        assert!(word.ends_with("\nEXTEND_TIMEOUT_USEC=300000000"), "{word}");
+        let percent = word.strip_prefix("STATUS=the database is copied before its migration: ");
+        copied.extend(percent.map(|rest| rest.split(' ').next().unwrap().parse::<u32>().unwrap()));
+        word.starts_with(step)
+    });
+    assert!(copied.len() > 2 && copied.is_sorted(), "{copied:?}");
+    assert_eq!(copied.last(), Some(&100));
+    // It hangs: nobody asks for time for it.
+    assert_eq!(manager.hears_within(Duration::from_secs(2)), None);
+    assert!(!due.exists(), "it does not come so far");
+    hanging.kill().unwrap();
+    hanging.wait().unwrap();
+
+    let agent = manager.agent(&world, "", &[]).await;
+    let mut is_migrated = false;
+    manager.hears(|word| {
+        is_migrated |= word.starts_with(step);
+        word == "READY=1"
+    });
+    assert!(is_migrated);
+    manager.hears(|word| word == "STATUS=idle");
+    agent.client.info().await.unwrap();
 }
 
 #[tokio::test]

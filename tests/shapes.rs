@@ -293,6 +293,29 @@ fn shapes(kept: BTreeMap<String, Vec<Value>>) -> Shapes {
     shapes
 }
 
+/// How a step can stand.
+fn states() -> Vec<State> {
+    let results =
+        [JobResult::Succeeded, JobResult::Failed, JobResult::Skipped, JobResult::Cancelled];
+    let mut states = vec![
+        State::Waits { position: 1, reason: text("r"), behind: text("b") },
+        State::Runs,
+        State::Progress { percent: 1, text: text("t") },
+        State::Interrupted { why: text("w") },
+        State::Away { since: time(), until: time(), why: text("w") },
+        State::Back { since: time() },
+        State::TriedAgain { how: text("h"), after_seconds: 1 },
+    ];
+    states.extend(results.map(|result| State::Ended {
+        result,
+        how: text("h"),
+        queued_at: Some(time()),
+        started_at: Some(time()),
+        ended_at: None,
+    }));
+    states
+}
+
 fn deployment() -> Vec<DeployEvent> {
     let target = |result| TargetResult { target: text("web-1"), result, how: text("h") };
     let results = [
@@ -336,30 +359,12 @@ fn deployment() -> Vec<DeployEvent> {
         Transfer::Away { since: time(), until: time(), why: text("w") },
         Transfer::Failed { why: text("w") },
     ];
-    let results =
-        [JobResult::Succeeded, JobResult::Failed, JobResult::Skipped, JobResult::Cancelled];
-    let mut states = vec![
-        State::Waits { position: 1, reason: text("r"), behind: text("b") },
-        State::Runs,
-        State::Progress { percent: 1, text: text("t") },
-        State::Interrupted { why: text("w") },
-        State::Away { since: time(), until: time(), why: text("w") },
-        State::Back { since: time() },
-        State::TriedAgain { how: text("h"), after_seconds: 1 },
-    ];
-    states.extend(results.map(|result| State::Ended {
-        result,
-        how: text("h"),
-        queued_at: Some(time()),
-        started_at: Some(time()),
-        ended_at: None,
-    }));
     let (target, package, version) = (text("web-1"), text("app"), text("1.0"));
     let transfers = transfers.map(|transfer| {
         let (target, package, version) = (target.clone(), package.clone(), version.clone());
         What::Package { target, package, version, transfer }
     });
-    let states = states.into_iter().map(|state| {
+    let states = states().into_iter().map(|state| {
         let (target, step) = (text("web-1"), text("Install"));
         What::Job { target, step, number: 1, attempt: 1, state }
     });

@@ -55,7 +55,7 @@ use crate::format::Newer;
 use crate::mutex::MutexName;
 use crate::packages::Packages;
 use crate::script::{Drain, IllegalTransition, ScriptId};
-use crate::store::{Store, StoreError};
+use crate::store::{Migration, Store, StoreError};
 use crate::transfer::Transfers;
 use crate::wire::WireError;
 use crate::workspace::{Workspace, WorkspaceError};
@@ -83,6 +83,8 @@ pub struct Settings {
     pub socket: Option<PathBuf>,
     /// Whether scripts end with the agent (an embedded one) or outlive it.
     pub tied: bool,
+    /// Who is told how far a migration of the database is, while the agent opens.
+    pub on_migration: fn(Migration),
 }
 
 impl Settings {
@@ -284,7 +286,7 @@ impl Agent {
         let lock = lock::lock_state(&settings.state).await?;
         link_program(&settings).map_err(failed(&settings.program))?;
         let upgrade = upgrade::settle(&settings, &database).await?;
-        let store = Store::open(&database)?;
+        let store = Store::open_telling(&database, settings.on_migration)?;
         let (config, state) = (Arc::clone(&layers.config), &settings.state);
         let queue = Queue::new(config.queue_length, store.max_seq().await?);
         let transfers = Arc::new(Transfers::new(state, &config.files));

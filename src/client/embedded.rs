@@ -71,6 +71,7 @@ impl Embedded {
             open_files: None,
             socket: None,
             tied: true,
+            on_migration: |_| {},
         };
         let agent = Agent::open(settings, layers).await?;
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);

@@ -6,7 +6,7 @@
 //! 2. A status is sent when it is another one, and not more often than a pause allows: scripts may come and
 //!    go a thousand times a second.
 //! 3. While a stop waits for what runs, systemd is asked for more time again and again: it ends an agent that
-//!    does not ask.
+//!    does not ask. So it is while a start migrates the database, for as long as that makes progress.
 
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use tracing::debug;
 
 use crate::agent::{Agent, Counts, Status};
 use crate::snapshot::clock;
+use crate::store::Migration;
 
 /// The least time between two status texts.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -23,6 +24,9 @@ const PAUSE: Duration = Duration::from_millis(200);
 const PINGS: u32 = 3;
 /// How much time a stop that waits asks for at once, and how often.
 const MORE_TIME: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
+/// How much time a migration asks for whenever it has come further: to have a large copy on disk, after its
+/// last page, may take minutes.
+const MIGRATION_TIME: Duration = Duration::from_secs(300);
 /// The longest status text, in characters: it stands in one line of `systemctl status`.
 const MAX_TEXT_CHARS: usize = 200;
 
@@ -34,6 +38,18 @@ pub async fn ready() {
 /// Says that the agent stops.
 pub async fn stopping() {
     tell(vec![Told::Stopping]).await;
+}
+
+/// Says how far the migration of the database is, and asks for the time that it may take until its next
+/// word. Waits for systemd, as who migrates can.
+pub fn migrating(migration: Migration) {
+    let text = match migration {
+        Migration::Copying(percent) => {
+            format!("the database is copied before its migration: {percent} %")
+        }
+        Migration::Changing(version) => format!("the database is migrated to version {version}"),
+    };
+    send(&[Told::Status(text), Told::MoreTime(MIGRATION_TIME)]);
 }
 
 /// Says how busy the agent is, at once and on each change, and that it makes progress, until it is dropped.
@@ -63,14 +79,15 @@ enum Told {
 
 /// On a thread that may block: systemd may be busy with itself.
 async fn tell(told: Vec<Told>) {
-    let send = move || {
-        let states: Vec<_> = told.iter().map(Told::state).collect();
-        sd_notify::notify(&states)
-    };
-    match tokio::task::spawn_blocking(send).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "systemd is not told"),
-        Err(error) => debug!(%error, "systemd is not told"),
+    if let Err(error) = tokio::task::spawn_blocking(move || send(&told)).await {
+        debug!(%error, "systemd is not told");
+    }
+}
+
+fn send(told: &[Told]) {
+    let states: Vec<_> = told.iter().map(Told::state).collect();
+    if let Err(error) = sd_notify::notify(&states) {
+        debug!(%error, "systemd is not told");
     }
 }
 

@@ -10,11 +10,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::backup::{Backup, StepResult};
+use rusqlite::backup::{Backup, Progress, StepResult};
 use rusqlite::{Connection, OpenFlags};
 
 use super::schema::{known, private, version};
-use super::{StoreError, erase};
+use super::{Migration, StoreError, erase};
 use crate::{crash, durable};
 
 /// How many copies are kept: of this migration, and of the one before.
@@ -96,13 +96,14 @@ pub(super) fn make(
     database: &Path,
     connection: &Connection,
     before: u64,
+    told: fn(Migration),
 ) -> Result<PathBuf, CopyError> {
     let path = beside(database, &format!(".before-v{before}"));
     let unfinished = beside(database, ".copy");
     // What a kill left.
     remove(&unfinished)?;
     private(&unfinished).map_err(file(&unfinished))?;
-    copy_into(connection, &unfinished)?;
+    copy_into(connection, &unfinished, told)?;
     crash::point("mid copy");
     place(&unfinished, &path)?;
     for old in copies(database)?.into_iter().skip(KEPT) {
@@ -111,17 +112,30 @@ pub(super) fn make(
     Ok(path)
 }
 
-fn copy_into(from: &Connection, path: &Path) -> Result<(), CopyError> {
+fn copy_into(from: &Connection, path: &Path, told: fn(Migration)) -> Result<(), CopyError> {
     let mut to = Connection::open(path).map_err(sql(path))?;
     // It has no name yet, and is synced before it gets one: nothing to roll back is left beside it.
     to.pragma_update(None, "journal_mode", "OFF").map_err(sql(path))?;
     to.pragma_update(None, "synchronous", "OFF").map_err(sql(path))?;
     let backup = Backup::new(from, &mut to).map_err(sql(path))?;
+    let mut last = None;
     while backup.step(STEP_PAGES).map_err(sql(path))? != StepResult::Done {
+        let percent = percent(&backup.progress());
+        if last.replace(percent) != Some(percent) {
+            told(Migration::Copying(percent));
+        }
         // Busy: somebody reads it with a tool just now.
         std::thread::sleep(Duration::from_millis(10));
     }
+    // What comes now, to have it on disk, may take as long as the whole copy.
+    told(Migration::Copying(100));
     Ok(())
+}
+
+fn percent(progress: &Progress) -> i32 {
+    let Progress { remaining, pagecount } = progress;
+    let done = i64::from(pagecount - remaining) * 100 / i64::from(*pagecount).max(1);
+    i32::try_from(done).unwrap_or(0)
 }
 
 /// Gives a file that is on disk its name.
@@ -165,7 +179,7 @@ pub(super) fn put_back(database: &Path) -> Result<Copy, StoreError> {
                 // Its log must not be taken for that of the one that comes into its place.
                 truncate_log(&source).map_err(sql(from))?;
             }
-            copy_into(&source, &unfinished)?;
+            copy_into(&source, &unfinished, |_| {})?;
             drop(source);
             place(&unfinished, to)?;
         }

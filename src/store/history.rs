@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn no_row_is_read_to_find_a_page() {
         let root = tempfile::tempdir().unwrap();
-        let connection = schema::open(&root.path().join("agent.db")).unwrap();
+        let connection = schema::open(&root.path().join("agent.db"), |_| {}).unwrap();
         let time = Some(jiff::Timestamp::now());
         let label = || [("project".to_owned(), "web".to_owned())].into();
         let failed = || vec![OutcomeFilter::Failed, OutcomeFilter::Kind("cancelled")];

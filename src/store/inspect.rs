@@ -117,7 +117,7 @@ mod tests {
     fn a_database_is_read_without_a_change_whoever_left_it() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("agent.db");
-        let connection = schema::open(&path).unwrap();
+        let connection = schema::open(&path, |_| {}).unwrap();
         let row = "INSERT INTO scripts VALUES ('a', 1, x'', '{}', 0, '{}', 'm', 0, NULL, NULL, NULL, 0, NULL, NULL, NULL)";
         connection.execute(row, []).unwrap();
         // As a killed agent leaves it: with its log, and nobody who has it open.
@@ -146,7 +146,7 @@ mod tests {
     fn damage_and_other_versions_are_told() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("agent.db");
-        drop(schema::open(&path).unwrap());
+        drop(schema::open(&path, |_| {}).unwrap());
         let mut bytes = std::fs::read(&path).unwrap();
         let connection = Connection::open(&path).unwrap();
         connection.pragma_update(None, "user_version", 99).unwrap();

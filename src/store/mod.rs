@@ -221,6 +221,15 @@ pub enum StoreError {
     Closed,
 }
 
+/// How far a migration is. It is told when it has come further, never by a clock alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Migration {
+    /// The database is copied before: so much of it, in percent.
+    Copying(i32),
+    /// It is brought to this version.
+    Changing(u64),
+}
+
 /// The store: a cheap handle.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -252,7 +261,15 @@ impl Store {
     /// # Errors
     /// When it can't be used, is no database, or a newer baton wrote it.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let connection = schema::open(path)?;
+        Self::open_telling(path, |_| {})
+    }
+
+    /// The same; who has to be patient is told how far a migration is.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_telling(path: &Path, told: fn(Migration)) -> Result<Self, StoreError> {
+        let connection = schema::open(path, told)?;
         let (commands, received) = mpsc::channel(MAX_WAITING_CALLS);
         let thread = std::thread::Builder::new()
             .name("store".to_owned())

@@ -8,13 +8,13 @@ use std::fs::{OpenOptions, Permissions};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use tracing::info;
 
-use super::{StoreError, backup, erase};
+use super::{Migration, StoreError, backup, erase};
 use crate::crash;
 use crate::format::{self, Newer};
 
@@ -28,6 +28,11 @@ const STEPS: [&str; 4] = [
 
 /// How long another reader, an operator's `sqlite3` say, may hold things up.
 pub(super) const BUSY_LIMIT: Duration = Duration::from_secs(10);
+
+/// After how many instructions of SQLite's machine it is looked at the clock: some milliseconds.
+const STEP_INSTRUCTIONS: i32 = 100_000;
+/// The least time between two words of a step.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The version that this baton writes.
 pub fn known() -> u64 {
@@ -73,7 +78,7 @@ fn check_version(path: &Path, connection: &Connection, found: u64) -> Result<(),
 }
 
 /// Opens the database at `path`; rules 1, 3, 5 and 6 of the module.
-pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
+pub(super) fn open(path: &Path, told: fn(Migration)) -> Result<Connection, StoreError> {
     let failed = |source| StoreError::Open { path: path.to_owned(), source };
     check(path)?;
     private(path).map_err(|e| failed(rusqlite::Error::ToSqlConversionFailure(Box::new(e))))?;
@@ -84,7 +89,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, StoreError> {
     connection.pragma_update(None, "synchronous", "FULL").map_err(failed)?;
     connection.pragma_update(None, "secure_delete", "ON").map_err(failed)?;
     let is_new = version(&connection).map_err(failed)? == 0;
-    migrate(path, &mut connection)?;
+    migrate(path, &mut connection, told)?;
     sign(&mut connection).map_err(failed)?;
     if is_new {
         erase::set_mark(&connection, Some(Timestamp::now())).map_err(failed)?;
@@ -107,7 +112,11 @@ pub(super) fn version(connection: &Connection) -> rusqlite::Result<u64> {
 }
 
 /// All steps that are missing, or none of them.
-fn migrate(path: &Path, connection: &mut Connection) -> Result<(), StoreError> {
+fn migrate(
+    path: &Path,
+    connection: &mut Connection,
+    told: fn(Migration),
+) -> Result<(), StoreError> {
     let found = version(connection)?;
     check_version(path, connection, found)?;
     if found == known() {
@@ -117,10 +126,11 @@ fn migrate(path: &Path, connection: &mut Connection) -> Result<(), StoreError> {
         |source| StoreError::Migrate { path: path.to_owned(), found, known: known(), source };
     if found > 0 {
         crash::point("before copy");
-        let copy = backup::make(path, connection, known())
+        let copy = backup::make(path, connection, known(), told)
             .map_err(|source| StoreError::Copy { path: path.to_owned(), source })?;
         info!(from = found, to = known(), copy = %copy.display(), "the database is migrated");
         crash::point("before migration");
+        tell_while_it_works(connection, told).map_err(failed)?;
     }
     let transaction = connection.transaction().map_err(failed)?;
     for (_, step) in (1..).zip(STEPS).filter(|(version, _)| *version > found) {
@@ -130,8 +140,24 @@ fn migrate(path: &Path, connection: &mut Connection) -> Result<(), StoreError> {
     let version = i64::try_from(STEPS.len()).unwrap_or(i64::MAX);
     transaction.pragma_update(None, "user_version", version).map_err(failed)?;
     transaction.commit().map_err(failed)?;
+    connection.progress_handler(0, None::<fn() -> bool>).map_err(failed)?;
     crash::point("after migration");
     Ok(())
+}
+
+/// Tells now, and while SQLite works at a step: of one that hangs nothing is told.
+fn tell_while_it_works(connection: &mut Connection, told: fn(Migration)) -> rusqlite::Result<()> {
+    told(Migration::Changing(known()));
+    let mut last = Instant::now();
+    let tell = move || {
+        if last.elapsed() >= PAUSE {
+            last = Instant::now();
+            told(Migration::Changing(known()));
+        }
+        // It goes on.
+        false
+    };
+    connection.progress_handler(STEP_INSTRUCTIONS, Some(tell))
 }
 
 /// Leaves word which baton opened it last.

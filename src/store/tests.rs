@@ -121,7 +121,7 @@ async fn rule_3_a_newer_database_is_refused_and_so_is_something_else() {
 async fn a_disk_that_refuses_is_an_error_and_not_the_end() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("agent.db");
-    let connection = schema::open(&path).unwrap();
+    let connection = schema::open(&path, |_| {}).unwrap();
     let pages: i64 = connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
     connection.pragma_update(None, "max_page_count", pages + 2).unwrap();
     let (commands, received) = mpsc::channel(8);
@@ -138,7 +138,7 @@ async fn a_disk_that_refuses_is_an_error_and_not_the_end() {
 #[tokio::test]
 async fn what_a_caller_is_told_of_a_batch_is_true() {
     let root = tempfile::tempdir().unwrap();
-    let connection = schema::open(&root.path().join("agent.db")).unwrap();
+    let connection = schema::open(&root.path().join("agent.db"), |_| {}).unwrap();
     let pages: i64 = connection.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
     connection.pragma_update(None, "max_page_count", pages + 2).unwrap();
     let (commands, received) = mpsc::channel(8);
@@ -321,7 +321,7 @@ async fn what_is_kept_is_counted_and_goes_with_its_script() {
     let ids = ["s1", "s2", "s3", "s4"].map(id).to_vec();
     assert_eq!(store.unknown(ids).await.unwrap(), [id("s1"), id("s4")]);
     store.close().await;
-    let connection = schema::open(&root.path().join("agent.db")).unwrap();
+    let connection = schema::open(&root.path().join("agent.db"), |_| {}).unwrap();
     let count: i64 =
         connection.query_row("SELECT count(*) FROM script_labels", [], |row| row.get(0)).unwrap();
     assert_eq!(count, 2);

@@ -190,6 +190,7 @@ fn settings(folders: &Directories, open_files: Option<u64>) -> Result<Settings, 
         open_files,
         socket: Some(folders.socket()?),
         tied: false,
+        on_migration: notify::migrating,
     })
 }
 
