@@ -257,7 +257,8 @@ fn judge_cleaners(folder: &Path, rules: &[Rule], is_service: bool) -> Finding {
             format!("{} has old files below {} removed", rule.file.display(), rule.path.display());
         return Finding::warning(format!("{found}, and with them held locks")).hint(line);
     }
-    if is_service && folder.starts_with("/run") {
+    // What is a user's own goes with the last logout, not by its age.
+    if is_service && folder.starts_with("/run") && !folder.starts_with("/run/user") {
         let found = format!("no rule keeps {shown} from cleaners");
         return Finding::warning(found).hint(format!("{line}; the package brings it"));
     }
@@ -335,6 +336,7 @@ mod tests {
             ("/run/aged/m", false, Verdict::Warning),
             ("/run/lock/baton", false, Verdict::Ok),
             ("/run/lock/baton", true, Verdict::Warning),
+            ("/run/user/7/baton/mutex", true, Verdict::Ok),
             ("/srv/m", true, Verdict::Ok),
         ] {
             let finding = judge_cleaners(Path::new(folder), &rules, is_service);

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::asking::AskError;
 use super::finding::Finding;
 use super::scene::Scene;
-use super::units::{self, Properties};
+use super::units::{self, Manager, Properties, Unit};
 
 /// The fewest open files that are enough for a full queue.
 const MIN_OPEN_FILES: u64 = 16 * 1024;
@@ -29,7 +29,14 @@ pub(super) fn unit(scene: &Scene) -> Finding {
         "NeedDaemonReload",
     ];
     let agent = scene.process().map(|process| process.pid);
-    ask(scene, &names, |unit, properties| judge_unit(unit, properties, agent))
+    ask(scene, &names, |unit, properties| {
+        let lingers = match unit.manager {
+            Manager::System => None,
+            Manager::User(uid) => units::lingers(uid),
+        };
+        let told = judge_unit(unit, properties, agent);
+        Finding::all([Some(told), judge_linger(lingers)].into_iter().flatten().collect())
+    })
 }
 
 /// What protects scripts from a restart of the agent.
@@ -58,16 +65,16 @@ pub(super) fn instances(_: &Scene) -> Finding {
     }
 }
 
-fn ask(scene: &Scene, names: &[&str], judge: impl Fn(&str, &Properties) -> Finding) -> Finding {
+fn ask(scene: &Scene, names: &[&str], judge: impl Fn(&Unit, &Properties) -> Finding) -> Finding {
     if !units::is_here() {
         return Finding::ok("systemd does not run here");
     }
     let Some(unit) = units::unit(scene) else {
         return Finding::ok("no unit of systemd belongs to these folders");
     };
-    match units::show(&unit, names) {
+    match units::show_of(&unit, names) {
         Ok(properties) if properties.of("LoadState") == "not-found" => {
-            Finding::ok(format!("{unit} is not installed"))
+            Finding::ok(format!("{} is not installed", unit.name))
         }
         Ok(properties) => judge(&unit, &properties),
         Err(error) => unasked(&error),
@@ -78,48 +85,59 @@ fn unasked(error: &AskError) -> Finding {
     Finding::unknown(crate::text::chain(error))
 }
 
-fn judge_unit(unit: &str, properties: &Properties, agent: Option<u32>) -> Finding {
+/// A user's manager ends with the last login, unless it lingers.
+fn judge_linger(lingers: Option<bool>) -> Option<Finding> {
+    (lingers == Some(false)).then(|| {
+        let found = "its user does not linger: it ends at the logout, with what runs, and does not start with the machine";
+        Finding::warning(found).hint("`loginctl enable-linger`")
+    })
+}
+
+fn judge_unit(unit: &Unit, properties: &Properties, agent: Option<u32>) -> Finding {
+    let name = &unit.name;
+    let systemctl = format!("systemctl{}", unit.manager.option());
+    let journal = format!("journalctl{} -u {name} -n 50", unit.manager.option());
     let load = properties.of("LoadState");
     if load != "loaded" {
-        return Finding::error(format!("{unit} is {load}: {}", properties.of("LoadError"))).hint(
-            format!("`systemctl status {unit}` says why; `baton service install` writes it anew"),
+        return Finding::error(format!("{name} is {load}: {}", properties.of("LoadError"))).hint(
+            format!(
+                "`{systemctl} status {name}` says why; `baton service install` writes the system's anew"
+            ),
         );
     }
     let active = properties.of("ActiveState");
     let mut findings = vec![match active {
-        "active" | "reloading" => Finding::ok(format!("{unit} is active")),
-        "failed" => Finding::error(format!("{unit} has failed ({})", properties.of("Result")))
-            .hint(format!(
-                "`journalctl -u {unit} -n 50` says why; then `systemctl restart {unit}`"
-            )),
+        "active" | "reloading" => Finding::ok(format!("{name} is active")),
+        "failed" => Finding::error(format!("{name} has failed ({})", properties.of("Result")))
+            .hint(format!("`{journal}` says why; then `{systemctl} restart {name}`")),
         "activating" | "deactivating" => {
-            Finding::warning(format!("{unit} is {active} ({})", properties.of("SubState")))
-                .hint(format!("if it stays so: `journalctl -u {unit} -n 50`"))
+            Finding::warning(format!("{name} is {active} ({})", properties.of("SubState")))
+                .hint(format!("if it stays so: `{journal}`"))
         }
-        _ => Finding::warning(format!("{unit} is {active}"))
-            .hint(format!("`systemctl start {unit}`")),
+        _ => Finding::warning(format!("{name} is {active}"))
+            .hint(format!("`{systemctl} start {name}`")),
     }];
     match properties.of("UnitFileState") {
         state @ ("disabled" | "masked" | "masked-runtime") => findings.push(
             Finding::warning(format!(
                 "it is {state}: it does not come back after a restart of the machine"
             ))
-            .hint(format!("`systemctl unmask {unit}`, `systemctl enable {unit}`")),
+            .hint(format!("`{systemctl} unmask {name}`, `{systemctl} enable {name}`")),
         ),
         state => findings.push(Finding::ok(state)),
     }
     match properties.number("NRestarts") {
-        Some(count) if count >= MANY_RESTARTS => findings.push(
-            Finding::warning(format!("systemd has restarted it {count} times")).hint(format!(
-                "`journalctl -u {unit}` says why; `systemctl reset-failed {unit}` counts anew"
-            )),
-        ),
+        Some(count) if count >= MANY_RESTARTS => {
+            findings.push(Finding::warning(format!("systemd has restarted it {count} times")).hint(
+                format!("`{journal}` says why; `{systemctl} reset-failed {name}` counts anew"),
+            ))
+        }
         Some(count) => findings.push(Finding::ok(format!("{count} restarts by itself"))),
         None => {}
     }
     if properties.of("NeedDaemonReload") == "yes" {
         let found = "its files were changed since systemd read them";
-        findings.push(Finding::warning(found).hint("`systemctl daemon-reload`"));
+        findings.push(Finding::warning(found).hint(format!("`{systemctl} daemon-reload`")));
     }
     let main = properties.number("MainPID").filter(|pid| *pid != 0);
     if let (Some(main), Some(agent)) = (main, agent)
@@ -128,13 +146,13 @@ fn judge_unit(unit: &str, properties: &Properties, agent: Option<u32>) -> Findin
         let found = format!("the agent on these folders is pid {agent}, the service's is {main}");
         findings.push(
             Finding::warning(found)
-                .hint(format!("end pid {agent}, then `systemctl restart {unit}`")),
+                .hint(format!("end pid {agent}, then `{systemctl} restart {name}`")),
         );
     }
     Finding::all(findings)
 }
 
-fn judge_settings(unit: &str, properties: &Properties) -> Finding {
+fn judge_settings(unit: &Unit, properties: &Properties) -> Finding {
     let at_least = |name: &str, least: u64| properties.number(name).is_some_and(|n| n >= least);
     let kill_mode = properties.of("KillMode");
     let watchdog = properties.of("WatchdogUSec");
@@ -173,8 +191,8 @@ fn judge_settings(unit: &str, properties: &Properties) -> Finding {
     let drop_ins = properties.of("DropInPaths");
     let place = if drop_ins.is_empty() { String::new() } else { format!("; look into {drop_ins}") };
     let mut findings = vec![Finding::ok(match drop_ins {
-        "" => format!("{unit} is as baton wants it"),
-        paths => format!("{unit} is as baton wants it, with {paths}"),
+        "" => format!("{} is as baton wants it", unit.name),
+        paths => format!("{} is as baton wants it, with {paths}", unit.name),
     })];
     for (is_wrong, found, why) in wrong {
         if is_wrong {
@@ -218,6 +236,10 @@ mod tests {
     const WELL: &str = "LoadState=loaded\nActiveState=active\nUnitFileState=enabled\nNRestarts=0\nMainPID=7\nNeedDaemonReload=no\n";
     const SET: &str = "Type=notify\nKillMode=process\nOOMPolicy=continue\nTasksMax=infinity\nLimitNOFILE=65536\nWatchdogUSec=30s\nDropInPaths=\n";
 
+    fn unit(manager: Manager) -> Unit {
+        Unit { name: "baton.service".to_owned(), manager }
+    }
+
     /// With other lines behind: the last one counts.
     fn with(text: &str, more: &str) -> Properties {
         Properties::parse(&format!("{text}{more}\n"))
@@ -237,9 +259,23 @@ mod tests {
             ("MainPID=8", Verdict::Warning, "service's is 8"),
             ("MainPID=0", Verdict::Ok, "active"),
         ] {
-            let finding = judge_unit("baton.service", &with(WELL, change), Some(7));
+            let finding = judge_unit(&unit(Manager::System), &with(WELL, change), Some(7));
             assert_eq!(finding.verdict, verdict, "{change}: {finding:?}");
             assert!(finding.found.contains(word), "{change}: {finding:?}");
+        }
+    }
+
+    #[test]
+    fn a_user_s_unit_has_hints_for_that_user_s_manager() {
+        let failed = with(WELL, "ActiveState=failed");
+        let finding = judge_unit(&unit(Manager::User(7)), &failed, Some(7));
+        let hint = "`journalctl --user -u baton.service -n 50` says why; then `systemctl --user restart baton.service`";
+        assert_eq!(finding.hints, [hint]);
+        let changed = with(WELL, "NeedDaemonReload=yes");
+        let finding = judge_unit(&unit(Manager::User(7)), &changed, Some(7));
+        assert_eq!(finding.hints, ["`systemctl --user daemon-reload`"]);
+        for (lingers, expected) in [(None, false), (Some(true), false), (Some(false), true)] {
+            assert_eq!(judge_linger(lingers).is_some(), expected, "{lingers:?}");
         }
     }
 
@@ -255,12 +291,12 @@ mod tests {
             ("Type=simple", Verdict::Warning),
             ("LimitNOFILE=infinity", Verdict::Ok),
         ] {
-            let finding = judge_settings("baton.service", &with(SET, change));
+            let finding = judge_settings(&unit(Manager::System), &with(SET, change));
             assert_eq!(finding.verdict, verdict, "{change}: {finding:?}");
         }
         let changed =
             with(SET, "KillMode=mixed\nDropInPaths=/etc/systemd/system/baton.service.d/x.conf");
-        assert!(judge_settings("baton.service", &changed).hints[0].contains("x.conf"));
+        assert!(judge_settings(&unit(Manager::System), &changed).hints[0].contains("x.conf"));
     }
 
     #[test]

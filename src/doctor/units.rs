@@ -1,7 +1,8 @@
-//! What systemd says of baton's units: asked through `systemctl`, which needs no root for it.
+//! What systemd says of baton's units: asked through `systemctl`, which needs no root for it. A user's own agent
+//! may be a unit of that user's manager (`systemctl --user`).
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::asking::{AskError, ask};
 use super::scene::Scene;
@@ -36,6 +37,38 @@ impl Properties {
     }
 }
 
+/// A unit of baton's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unit {
+    pub(super) name: String,
+    pub(super) manager: Manager,
+}
+
+/// Who has a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manager {
+    /// The system's.
+    System,
+    /// That of the user with this number.
+    User(u32),
+}
+
+impl Unit {
+    fn of_system(name: &str) -> Self {
+        Self { name: name.to_owned(), manager: Manager::System }
+    }
+}
+
+impl Manager {
+    /// What stands behind `systemctl` and `journalctl`.
+    pub(super) fn option(self) -> &'static str {
+        match self {
+            Self::System => "",
+            Self::User(_) => " --user",
+        }
+    }
+}
+
 /// Whether systemd runs this machine.
 pub(super) fn is_here() -> bool {
     Path::new("/run/systemd/system").is_dir()
@@ -43,24 +76,51 @@ pub(super) fn is_here() -> bool {
 
 /// The unit of the agent on these folders, by its control group or by where its configuration is; `None`: it
 /// is no service.
-pub(super) fn unit(scene: &Scene) -> Option<String> {
+pub(super) fn unit(scene: &Scene) -> Option<Unit> {
     let groups = scene
         .process()
         .and_then(|process| std::fs::read_to_string(format!("/proc/{}/cgroup", process.pid)).ok());
-    groups.as_deref().and_then(unit_of_group).or_else(|| unit_of_folder(&scene.folders.config))
+    let config = &scene.folders.config;
+    let of_system = || unit_of_folder(config).map(|name| Unit::of_system(&name));
+    groups.as_deref().and_then(unit_of_group).or_else(of_system).or_else(|| own_unit(config))
+}
+
+/// The unit of this user for the agent on this user's own folders, where there is such a manager.
+fn own_unit(config: &Path) -> Option<Unit> {
+    let uid = rustix::process::geteuid();
+    let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let base = set("XDG_CONFIG_HOME").or_else(|| Some(set("HOME")?.join(".config")))?;
+    let has_manager = runtime_of(uid.as_raw()).join("systemd").is_dir();
+    let name = unit_below(config, &base.join("baton"))?;
+    (!uid.is_root() && has_manager).then(|| Unit { name, manager: Manager::User(uid.as_raw()) })
+}
+
+fn runtime_of(uid: u32) -> PathBuf {
+    PathBuf::from(format!("/run/user/{uid}"))
 }
 
 /// The unit of baton's in whose control group a process is.
-fn unit_of_group(groups: &str) -> Option<String> {
-    let last = |line: &str| line.rsplit('/').next().unwrap_or_default().to_owned();
+fn unit_of_group(groups: &str) -> Option<Unit> {
     let is_own =
-        |name: &String| name == UNIT || (name.starts_with("baton@") && name.ends_with(".service"));
-    groups.lines().map(last).find(is_own)
+        |name: &str| name == UNIT || (name.starts_with("baton@") && name.ends_with(".service"));
+    let uid_of = |part: &str| -> Option<u32> {
+        part.strip_prefix("user@")?.strip_suffix(".service")?.parse().ok()
+    };
+    groups.lines().find_map(|line| {
+        let name = line.rsplit('/').next().filter(|name| is_own(name))?;
+        let user = line.split('/').find_map(uid_of);
+        let manager = user.map_or(Manager::System, Manager::User);
+        Some(Unit { name: name.to_owned(), manager })
+    })
 }
 
 /// The unit that has its configuration there.
 pub(super) fn unit_of_folder(config: &Path) -> Option<String> {
-    let below = config.strip_prefix(CONFIG).ok()?;
+    unit_below(config, Path::new(CONFIG))
+}
+
+fn unit_below(config: &Path, default: &Path) -> Option<String> {
+    let below = config.strip_prefix(default).ok()?;
     match below.strip_prefix("instances") {
         _ if below.as_os_str().is_empty() => Some(UNIT.to_owned()),
         Ok(name) if name.components().count() == 1 => {
@@ -70,10 +130,31 @@ pub(super) fn unit_of_folder(config: &Path) -> Option<String> {
     }
 }
 
-/// Some properties of a unit, also of one that is not installed.
+/// Some properties of a unit of the system, also of one that is not installed.
 pub(super) fn show(unit: &str, names: &[&str]) -> Result<Properties, AskError> {
+    show_of(&Unit::of_system(unit), names)
+}
+
+/// The same of any unit.
+pub(super) fn show_of(unit: &Unit, names: &[&str]) -> Result<Properties, AskError> {
     let names = format!("--property={}", names.join(","));
-    Ok(Properties::parse(&ask("systemctl", &["show", "--no-pager", &names, unit])?))
+    let words = ["show", "--no-pager", &names, &unit.name];
+    let said = match unit.manager {
+        Manager::System => ask("systemctl", &words)?,
+        // It finds the manager by this variable, which cron and su don't set.
+        Manager::User(uid) => {
+            let runtime = format!("XDG_RUNTIME_DIR={}", runtime_of(uid).display());
+            let user = [runtime.as_str(), "systemctl", "--user"];
+            ask("env", &[user.as_slice(), words.as_slice()].concat())?
+        }
+    };
+    Ok(Properties::parse(&said))
+}
+
+/// Whether a user's manager runs without a login of that user; `None`: nobody says so.
+pub(super) fn lingers(uid: u32) -> Option<bool> {
+    let said = ask("loginctl", &["show-user", "--property=Linger", &uid.to_string()]).ok()?;
+    Some(Properties::parse(&said).of("Linger") == "yes")
 }
 
 /// The name, user and state of all units of baton's.
@@ -92,15 +173,20 @@ mod tests {
     #[test]
     fn a_unit_is_known_by_its_group_or_its_folder() {
         for (groups, unit) in [
-            ("0::/system.slice/baton.service", Some("baton.service")),
+            ("0::/system.slice/baton.service", Some(("baton.service", Manager::System))),
+            (
+                "0::/user.slice/user-7.slice/user@7.service/app.slice/baton.service",
+                Some(("baton.service", Manager::User(7))),
+            ),
             (
                 "1:name=systemd:/system.slice/system-baton.slice/baton@a.service\n0::/",
-                Some("baton@a.service"),
+                Some(("baton@a.service", Manager::System)),
             ),
             ("0::/user.slice/session-1.scope", None),
             ("0::/", None),
         ] {
-            assert_eq!(unit_of_group(groups).as_deref(), unit, "{groups}");
+            let unit = unit.map(|(name, manager)| Unit { name: name.to_owned(), manager });
+            assert_eq!(unit_of_group(groups), unit, "{groups}");
         }
         for (folder, unit) in [
             ("/etc/baton", Some("baton.service")),
