@@ -128,9 +128,11 @@ fn judge_unit(unit: &Unit, properties: &Properties, agent: Option<u32>) -> Findi
     }
     match properties.number("NRestarts") {
         Some(count) if count >= MANY_RESTARTS => {
-            findings.push(Finding::warning(format!("systemd has restarted it {count} times")).hint(
-                format!("`{journal}` says why; `{systemctl} reset-failed {name}` counts anew"),
-            ))
+            findings.push(
+                Finding::warning(format!("systemd has restarted it {count} times")).hint(format!(
+                    "`{journal}` says why; `{systemctl} reset-failed {name}` counts anew"
+                )),
+            );
         }
         Some(count) => findings.push(Finding::ok(format!("{count} restarts by itself"))),
         None => {}

@@ -26,7 +26,7 @@ const PINGS: u32 = 3;
 const MORE_TIME: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 /// How much time a migration asks for whenever it has come further: to have a large copy on disk, after its
 /// last page, may take minutes.
-const MIGRATION_TIME: Duration = Duration::from_secs(300);
+const MIGRATION_TIME: Duration = Duration::from_mins(5);
 /// The longest status text, in characters: it stands in one line of `systemctl status`.
 const MAX_TEXT_CHARS: usize = 200;
 

@@ -120,7 +120,7 @@ fn copy_into(from: &Connection, path: &Path, told: fn(Migration)) -> Result<(), 
     let backup = Backup::new(from, &mut to).map_err(sql(path))?;
     let mut last = None;
     while backup.step(STEP_PAGES).map_err(sql(path))? != StepResult::Done {
-        let percent = percent(&backup.progress());
+        let percent = percent(backup.progress());
         if last.replace(percent) != Some(percent) {
             told(Migration::Copying(percent));
         }
@@ -132,9 +132,9 @@ fn copy_into(from: &Connection, path: &Path, told: fn(Migration)) -> Result<(), 
     Ok(())
 }
 
-fn percent(progress: &Progress) -> i32 {
+fn percent(progress: Progress) -> i32 {
     let Progress { remaining, pagecount } = progress;
-    let done = i64::from(pagecount - remaining) * 100 / i64::from(*pagecount).max(1);
+    let done = i64::from(pagecount - remaining) * 100 / i64::from(pagecount).max(1);
     i32::try_from(done).unwrap_or(0)
 }
 
