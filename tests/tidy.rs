@@ -331,6 +331,10 @@ const BANNED: [(&[&str], &str); 4] = [
     (&["waitpid", "(", "None"], "it takes exit statuses from others in the same process"),
 ];
 
+/// The one place of a word that is banned: a small process, and only where its caller ignores SIGPIPE,
+/// which the standard library takes from each command in no other way.
+const EXEMPT: (&str, &str) = ("mutex/unix.rs", "pre_exec");
+
 #[test]
 fn nothing_is_forked_or_reaped_but_by_its_own_id() {
     let mut problems = Vec::new();
@@ -338,6 +342,9 @@ fn nothing_is_forked_or_reaped_but_by_its_own_id() {
         let mut words = Vec::new();
         flat(tokens(&source), &mut words);
         for (banned, why) in BANNED {
+            if (source.name(), banned.concat()) == (EXEMPT.0.into(), EXEMPT.1.into()) {
+                continue;
+            }
             if words.windows(banned.len()).any(|row| row == banned) {
                 problems.push(format!("{}: {}: {why}", source.name(), banned.concat()));
             }

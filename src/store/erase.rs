@@ -14,9 +14,10 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Transaction};
 
 use super::schema::BUSY_LIMIT;
-use super::worker::{nanoseconds, signed, unsigned};
-use super::{CopyError, StoreError, backup};
+use super::worker::{Alone, Command, nanoseconds, signed, unsigned};
+use super::{CopyError, Store, StoreError, backup};
 use crate::format::PROGRAM;
+use crate::script::ScriptId;
 
 /// How many requests are looked at before others have their turn.
 const BATCH: i64 = 64;
@@ -34,6 +35,80 @@ impl Rewrite {
     /// This.
     pub fn new(rewrite: impl Fn(&[u8], bool) -> Option<Vec<u8>> + Send + Sync + 'static) -> Self {
         Self(Arc::new(rewrite))
+    }
+}
+
+impl Store {
+    /// Looks at the requests of all living scripts, and of those that are done and ended from `since` on;
+    /// `None`: of all.
+    ///
+    /// # Errors
+    /// When the disk refuses, or the index can't be read.
+    pub async fn sweep(
+        &self,
+        since: Option<Timestamp>,
+        rewrite: &Rewrite,
+    ) -> Result<Swept, StoreError> {
+        let mut swept = Swept::default();
+        for which in [Which::Living, Which::Done(since)] {
+            let mut after = Some(0);
+            while let Some(from) = after {
+                let sweep = |reply| {
+                    let rewrite = rewrite.clone();
+                    Command::Sweep { which, after: from, rewrite, reply }
+                };
+                let looked = self.call(sweep).await?;
+                swept += looked.swept;
+                after = looked.last;
+            }
+        }
+        Ok(swept)
+    }
+
+    /// From which end on requests are to be looked at; `None`: this or an older baton never looked.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub async fn erase_mark(&self) -> Result<Option<Timestamp>, StoreError> {
+        self.call(Command::EraseMark).await
+    }
+
+    /// Puts that on record.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub async fn set_erase_mark(&self, at: Option<Timestamp>) -> Result<(), StoreError> {
+        self.call(|reply| Command::SetEraseMark(at, reply)).await
+    }
+
+    /// Empties the log, so that what was is not in it any more; says whether it could: not while somebody
+    /// reads in it.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub async fn empty_log(&self) -> Result<bool, StoreError> {
+        self.call(|reply| Command::Alone(Alone::EmptyLog(reply))).await
+    }
+
+    /// Builds the database anew: nothing is left of what was removed or changed. Other calls wait.
+    ///
+    /// # Errors
+    /// When there is no room, or a page is damaged. Then it is as it was.
+    pub async fn rebuild(&self) -> Result<(), StoreError> {
+        self.call(|reply| Command::Alone(Alone::Rebuild(reply))).await
+    }
+
+    /// Rewrites requests in the copies of the database at `path`, by id and bytes: of one script, or of all,
+    /// and then nothing is left in them of what was removed or changed.
+    ///
+    /// # Errors
+    /// When one can't be read or written; the others are done.
+    pub fn rewrite_copies(
+        path: &Path,
+        only: Option<&ScriptId>,
+        rewrite: impl Fn(&str, &[u8]) -> Option<Vec<u8>>,
+    ) -> Result<(), StoreError> {
+        backup::rewrite(path, only.map(ScriptId::as_str), &rewrite)
     }
 }
 
