@@ -32,7 +32,7 @@ check "who supervises it is killed" eventually 30 says "run: /etc/service/baton:
 check "and has the agent that serves" eventually 30 agent_is_another "$before"
 check "the script still runs" reaches long running
 begin=$(now)
-check "stop returns" inside sv down baton
+check "stop returns" inside sv stop baton
 check "at once, though a script runs" test $(($(now) - begin)) -lt 5000
 check_not "the agent is stopped" serves
 check "runit knows that" says "down: baton: " inside sv status baton
@@ -63,7 +63,7 @@ check "by the same agent" agent_is "$before"
 gate last
 queue last "$(pass last); exit 5"
 must "a script runs" reaches last running
-background stop sv -w 60 down baton
+background stop sv -w 60 stop baton
 check "a stop waits for what runs, as long as stop_wait says" eventually 20 says 'the agent stops' inside baton agent status
 open_gate last
 check "and is over with it" result stop 30
@@ -77,7 +77,7 @@ on_box /etc/baton/instances/blue/agent.toml <<< 'listen = "127.0.0.1:10951"'
 check "an instance is a copy" inside ln -s /etc/sv/baton.blue /etc/service/
 check "it serves" eventually 30 says running inside baton --instance blue agent status
 check "has a log of its own" eventually 10 inside grep --quiet 'the agent serves' /var/log/baton.blue/current
-check "and stops" inside sv down baton.blue
+check "and stops" inside sv stop baton.blue
 check "alone" serves
 
 gate boot
@@ -96,7 +96,7 @@ form() { inside python3 -c 'import sqlite3, sys
 with sqlite3.connect("/var/lib/baton/agent.db") as database:
     print(*database.execute("PRAGMA user_version").fetchone())
     if sys.argv[1:]: database.execute(f"PRAGMA user_version = {sys.argv[1]}")' "$@"; }
-inside sv down baton
+inside sv stop baton
 known=$(form 999)
 inside sv up baton
 check "a state that is newer is told in the log" eventually 10 inside grep --quiet "it has format 999" /var/log/baton/current
@@ -110,7 +110,7 @@ check "the agent serves" eventually 30 serves
 gate removal
 queue stays "$(pass removal); echo to its end > /root/end"
 must "a script runs" reaches stays running
-check "it is removed" inside sh -c 'sv down baton && rm -r /etc/service/baton /etc/sv/baton'
+check "it is removed" inside sh -c 'sv stop baton && rm -r /etc/service/baton /etc/sv/baton'
 check_not "the agent is gone" serves
 check "what runs has its mutex" is_held
 open_gate removal
