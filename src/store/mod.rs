@@ -10,7 +10,7 @@
 //! 5. Before a migration the database is copied ([`backup`]). A migration that fails, or is killed, leaves
 //!    it as it was, and is done at the next start.
 //! 6. It says which baton opened it last, for one that is too old to read it.
-//! 7. What a request no longer has is nowhere any more ([`erase`]).
+//! 7. What a request no longer has is nowhere any more (in `erase`).
 //!
 //! It keeps requests as bytes and doesn't know what they mean.
 
