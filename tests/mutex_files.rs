@@ -10,11 +10,11 @@ use std::fs::File;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use support::line::{AT_ONCE, Locked, Waiter, fence, holder, mutex, tickets, used};
-use support::{World, finish};
+use support::{DEADLINE, World, finish};
 
 /// What of a file a stranger's write would change.
 fn traits(path: &Path) -> (Vec<u8>, u32, i64, i64) {
@@ -143,6 +143,17 @@ fn rule_8_a_lock_file_that_was_removed_lets_nobody_of_baton_overlap_or_overtake(
     assert_eq!(support::lines(&log), ["second", "third", "fourth"]);
 }
 
+/// Returns when somebody waits for the lock of a file; the child is not to end before.
+fn waits_for(child: &mut Child, path: &Path) {
+    let (inode, since) = (format!(":{} ", path.metadata().unwrap().ino()), Instant::now());
+    let is_wait = |line: &str| line.contains("-> FLOCK") && line.contains(&inode);
+    while !std::fs::read_to_string("/proc/locks").unwrap().lines().any(is_wait) {
+        assert!(child.try_wait().unwrap().is_none(), "it took the lock of a removed file");
+        assert!(since.elapsed() < DEADLINE, "nobody waits for {}", path.display());
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn rule_8_a_guard_that_was_removed_holds_nobody_up_and_nobody_overtakes() {
     let world = World::new();
@@ -155,7 +166,11 @@ fn rule_8_a_guard_that_was_removed_holds_nobody_up_and_nobody_overtakes() {
     let since = Instant::now();
     fence(&world);
     assert!(since.elapsed() < AT_ONCE, "a new one was made");
+    // Who waited for the old one does not take it for the guard.
+    let taken = Locked::new(&guard);
     drop(stuck);
+    waits_for(&mut late.child, &guard);
+    drop(taken);
     assert_eq!(late.end(), 0);
 
     // The mutex is held, and somebody waits for it.
