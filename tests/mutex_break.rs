@@ -41,10 +41,14 @@ fn lives(pid: &str) -> bool {
 
 #[test]
 fn rule_10_the_whole_tree_is_gone_before_the_next_one_gets_the_mutex() {
-    let world = World::new();
     // It ignores the question, and has a child in another session.
-    let text = "trap '' TERM; setsid sleep 600 & \
-                echo $$ $!; while :; do sleep 600; done";
+    whole_tree_is_gone("trap '' TERM; setsid sleep 600 & echo $$ $!; while :; do sleep 600; done");
+    // It ends at once: its wrapper would give back while the child, which ignores it, lives on.
+    whole_tree_is_gone("(trap '' TERM; exec sleep 600) & echo $$ $!; wait");
+}
+
+fn whole_tree_is_gone(text: &str) {
+    let world = World::new();
     let (mut wrapper, pids) = start(&world, &["mutex", "run", "log", "--", "bash", "-c", text]);
     let pids: Vec<&str> = pids.split(' ').collect();
     // One that only waits to be reaped is gone.
