@@ -269,17 +269,25 @@ fn by_chance(random: &mut Random) -> String {
 #[test]
 fn what_is_put_together_by_chance_has_the_effect_of_flock_too() {
     const TIMES: usize = 150;
+    // A difference that nobody knows yet is looked for with other seeds, not met by chance.
+    const SEED: u64 = 1;
+    // What it says of itself; flock(1) does not when the command can't be started, and in another order.
+    let without_verbose = |mut effect: Effect| {
+        effect.out = effect.out.lines().filter(|line| !line.starts_with("flock: ")).collect();
+        effect
+    };
     if !Path::new(ORACLE).exists() {
         eprintln!("skipped: there is no {ORACLE} to compare with");
         return;
     }
     let world = World::new();
     let (oracle, ours) = (program(&world, "oracle"), program(&world, "link"));
-    let seed = Random::seed("BATON_TEST_FLOCK_SEED");
+    let seed = std::env::var("BATON_TEST_FLOCK_SEED").map_or(SEED, |text| text.parse().unwrap());
     let mut random = Random::new(seed);
     let mut differences = Vec::new();
     for text in (0..TIMES).map(|_| by_chance(&mut random)) {
-        let (right, done) = (effect(&world, &oracle, &text), effect(&world, &ours, &text));
+        let [right, done] =
+            [&oracle, &ours].map(|program| without_verbose(effect(&world, program, &text)));
         if done != right {
             differences.push(format!("{text}\n  {right:?}\n  {done:?}"));
         }
