@@ -388,7 +388,8 @@ async fn so_it_is_when_the_agent_was_killed_before() {
     assert_not_started(&script(&again, "queued").outcome().await.kind);
     assert_eq!(log(&world), [""; 0]);
     gate.open();
-    assert!(exited(&script(&again, "running").outcome().await, 0));
+    let outcome = script(&again, "running").outcome().await;
+    assert!(exited(&outcome, 0), "{outcome:?}");
     assert!(matches!(script(&again, "holder").outcome().await.kind, OutcomeKind::Lost { .. }));
     await_end(&mut outside);
     assert_eq!(log(&world), ["inside", "outside"]);

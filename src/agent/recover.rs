@@ -10,6 +10,7 @@
 //! ```
 
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -52,12 +53,16 @@ struct Alone {
     ran: Ran,
 }
 
+/// What goes on with scripts that were found again.
+type Work = Vec<Pin<Box<dyn Future<Output = ()> + Send>>>;
+
 impl Agent {
     /// Finds the scripts of an earlier run again.
     pub(super) async fn recover(&self) -> Result<(), AgentError> {
+        let mut work = Work::new();
         for record in self.inner.store.living().await? {
             let span = info_span!("script", script_id = %record.id);
-            match self.recover_one(&record).instrument(span.clone()).await {
+            match self.recover_one(&record, &mut work).instrument(span.clone()).await {
                 Ok(()) => {}
                 // One script whose files are damaged holds up none of the others.
                 Err(
@@ -74,10 +79,13 @@ impl Agent {
             }
             self.table().note_waits(&record.id);
         }
+        // Not before: the end of a lease is that of its scripts in the queue, and all seem to be there until
+        // they were looked at.
+        work.into_iter().for_each(|work| self.spawn(work));
         self.recover_leases()
     }
 
-    async fn recover_one(&self, record: &Record) -> Result<(), AgentError> {
+    async fn recover_one(&self, record: &Record, work: &mut Work) -> Result<(), AgentError> {
         let stored = super::scripts::stored(record)?;
         let (is_erased, spec) = (stored.is_erased(), Arc::new(stored.spec));
         let id = &record.id;
@@ -111,7 +119,7 @@ impl Agent {
                 }
                 self.limit_queue_time(&spec, record.queued_at);
                 let attend = self.clone().attend(spec, supervisor, continues);
-                self.spawn(attend.instrument(Span::current()));
+                work.push(Box::pin(attend.instrument(Span::current())));
                 Ok(())
             }
             Found::Alone(Alone { output_bytes, rebooted, ran }) => {
@@ -137,7 +145,7 @@ impl Agent {
                         // The others don't wait for what is left of it.
                         let wind_up =
                             async move { agent.wind_up(&spec, Ok(Some(leader)), None).await };
-                        self.spawn(wind_up.instrument(Span::current()));
+                        work.push(Box::pin(wind_up.instrument(Span::current())));
                         Ok(())
                     }
                 }
