@@ -81,7 +81,9 @@ impl Agent {
         }
         // Not before: the end of a lease is that of its scripts in the queue, and all seem to be there until
         // they were looked at.
-        work.into_iter().for_each(|work| self.spawn(work));
+        for work in work {
+            self.spawn(work);
+        }
         self.recover_leases()
     }
 

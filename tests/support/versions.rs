@@ -1,6 +1,5 @@
 //! Versions of the program for tests of upgrades: real programs, with real keys and signatures.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -110,10 +109,13 @@ pub fn other(world: &World, number: &str, main: &str) -> PathBuf {
     program
 }
 
-/// Writes a program.
+/// Writes a program. Another process does: whatever another test starts just then would have it open until its own
+/// program begins, and the system starts nothing that is open for writing.
 pub fn make(world: &World, name: &str, content: &[u8]) -> PathBuf {
-    let program = world.path(name);
-    baton::durable::replace_file(&program, content, 0o755).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (program, written) = (world.path(name), world.path(&format!("{name}.written")));
+    baton::durable::replace_file(&written, content, 0o600).unwrap();
+    let copied = Command::new("install").arg("--mode=755").arg(&written).arg(&program).status();
+    assert!(copied.unwrap().success());
+    std::fs::remove_file(written).unwrap();
     program
 }
