@@ -53,7 +53,7 @@ struct Alone {
     ran: Ran,
 }
 
-/// What goes on with scripts that were found again.
+/// What is left of scripts that nobody supervises.
 type Work = Vec<Pin<Box<dyn Future<Output = ()> + Send>>>;
 
 impl Agent {
@@ -121,7 +121,8 @@ impl Agent {
                 }
                 self.limit_queue_time(&spec, record.queued_at);
                 let attend = self.clone().attend(spec, supervisor, continues);
-                work.push(Box::pin(attend.instrument(Span::current())));
+                // At once: those behind it in the queue wait for whom it waits for.
+                self.spawn(attend.instrument(Span::current()));
                 Ok(())
             }
             Found::Alone(Alone { output_bytes, rebooted, ran }) => {
