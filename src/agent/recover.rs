@@ -21,7 +21,7 @@ use tracing::{Instrument as _, Span, info, info_span};
 use super::attend::Ran;
 use super::{Agent, AgentError};
 use crate::journal::EventScanner;
-use crate::mutex::os;
+use crate::mutex::{Blocked, os};
 use crate::script::{Event, OutcomeKind, Restart};
 use crate::spec::Spec;
 use crate::store::Record;
@@ -30,8 +30,8 @@ use crate::workspace::{Workspace, WorkspaceError};
 
 /// What the workspace of a script says.
 enum Found {
-    /// Its supervisor works; the token of a job that goes on with the journal of earlier ones.
-    Supervised(OwnedFd, Option<String>),
+    /// Its supervisor works.
+    Supervised(Supervised),
     /// Nobody works on it.
     Alone(Alone),
 }
@@ -43,6 +43,15 @@ struct Looked {
     restart: Option<Restart>,
     /// Why it was to stop, as its supervisor is to be told.
     cancel: Option<Cancel>,
+}
+
+/// A workspace on which a supervisor works.
+struct Supervised {
+    descriptor: OwnedFd,
+    /// The token of a job that goes on with the journal of earlier ones.
+    continues: Option<String>,
+    /// For whom it waits.
+    blocked: Vec<Blocked>,
 }
 
 /// A workspace on which nobody works.
@@ -104,27 +113,7 @@ impl Agent {
         }
         self.recover_lease(&spec, cancel);
         match found {
-            Found::Supervised(descriptor, continues) => {
-                info!("its supervisor lives");
-                let path = self.workspace(id).supervisor();
-                let failed = |source| AgentError::State { path, source };
-                let supervisor =
-                    self.inner.supervisors.take_over(id, descriptor).map_err(failed)?;
-                {
-                    let mut table = self.table();
-                    table.queue.launched(id);
-                    table.apply(id, Event::Launched)?;
-                }
-                if record.stop_reason.is_some() {
-                    // The agent may have been killed before it told the supervisor.
-                    self.stop_again(id);
-                }
-                self.limit_queue_time(&spec, record.queued_at);
-                let attend = self.clone().attend(spec, supervisor, continues);
-                // At once: those behind it in the queue wait for whom it waits for.
-                self.spawn(attend.instrument(Span::current()));
-                Ok(())
-            }
+            Found::Supervised(supervised) => self.follow_on(record, spec, supervised),
             Found::Alone(Alone { output_bytes, rebooted, ran }) => {
                 if let Some(living) = self.table().get_mut(id) {
                     living.output_bytes = output_bytes;
@@ -156,6 +145,37 @@ impl Agent {
         }
     }
 
+    /// Its supervisor lives.
+    fn follow_on(
+        &self,
+        record: &Record,
+        spec: Arc<Spec>,
+        supervised: Supervised,
+    ) -> Result<(), AgentError> {
+        info!("its supervisor lives");
+        let (id, Supervised { descriptor, continues, blocked }) = (&record.id, supervised);
+        let path = self.workspace(id).supervisor();
+        let failed = |source| AgentError::State { path, source };
+        let supervisor = self.inner.supervisors.take_over(id, descriptor).map_err(failed)?;
+        {
+            let mut table = self.table();
+            table.queue.launched(id);
+            table.apply(id, Event::Launched)?;
+            if let Some(living) = table.get_mut(id) {
+                // Those behind it wait for them too, and are asked next.
+                living.blocked = blocked;
+            }
+        }
+        if record.stop_reason.is_some() {
+            // The agent may have been killed before it told the supervisor.
+            self.stop_again(id);
+        }
+        self.limit_queue_time(&spec, record.queued_at);
+        let attend = self.clone().attend(spec, supervisor, continues);
+        self.spawn(attend.instrument(Span::current()));
+        Ok(())
+    }
+
     /// It can't have run.
     async fn queue_again(
         &self,
@@ -173,6 +193,20 @@ impl Agent {
     }
 }
 
+/// For whom it waits, as its supervisor said last; nobody when it has begun.
+fn last_blocked(workspace: &Workspace) -> Vec<Blocked> {
+    let mut scanner = EventScanner::open(&workspace.journal());
+    let mut last = Vec::new();
+    while let Ok(Some((_, payload))) = scanner.next_event() {
+        match serde_json::from_slice(&payload) {
+            Ok(Report::Waiting { blocked }) => last = blocked,
+            Ok(Report::Starting { .. } | Report::Started { .. }) => return Vec::new(),
+            _ => {}
+        }
+    }
+    last
+}
+
 fn look(workspace: &Workspace) -> Result<Looked, AgentError> {
     // Read first: it is voided when nobody works on it. One that is damaged, by a power failure say,
     // is none: the request is in the store.
@@ -187,7 +221,9 @@ fn look(workspace: &Workspace) -> Result<Looked, AgentError> {
     let cancel: Option<Cancel> = workspace.read_json(&workspace.cancel()).unwrap_or_default();
     if let Some(descriptor) = descriptor {
         let continues = job.filter(|job| job.restart.is_some()).map(|job| job.token);
-        return Ok(Looked { found: Found::Supervised(descriptor, continues), restart, cancel });
+        let blocked = last_blocked(workspace);
+        let found = Found::Supervised(Supervised { descriptor, continues, blocked });
+        return Ok(Looked { found, restart, cancel });
     }
     let mut scanner = EventScanner::open(&workspace.journal());
     let (mut ran, mut started_in) = (None, None);
