@@ -62,7 +62,7 @@ struct Alone {
     ran: Ran,
 }
 
-/// What is left of scripts that nobody supervises.
+/// What goes on with scripts that were found again.
 type Work = Vec<Pin<Box<dyn Future<Output = ()> + Send>>>;
 
 impl Agent {
@@ -113,7 +113,11 @@ impl Agent {
         }
         self.recover_lease(&spec, cancel);
         match found {
-            Found::Supervised(supervised) => self.follow_on(record, spec, supervised),
+            Found::Supervised(supervised) => {
+                let attend = self.take_over(record, spec, supervised)?;
+                work.push(Box::pin(attend.instrument(Span::current())));
+                Ok(())
+            }
             Found::Alone(Alone { output_bytes, rebooted, ran }) => {
                 if let Some(living) = self.table().get_mut(id) {
                     living.output_bytes = output_bytes;
@@ -145,13 +149,13 @@ impl Agent {
         }
     }
 
-    /// Its supervisor lives.
-    fn follow_on(
+    /// Its supervisor lives; returns what follows it.
+    fn take_over(
         &self,
         record: &Record,
         spec: Arc<Spec>,
         supervised: Supervised,
-    ) -> Result<(), AgentError> {
+    ) -> Result<impl Future<Output = ()> + use<>, AgentError> {
         info!("its supervisor lives");
         let (id, Supervised { descriptor, continues, blocked }) = (&record.id, supervised);
         let path = self.workspace(id).supervisor();
@@ -171,9 +175,7 @@ impl Agent {
             self.stop_again(id);
         }
         self.limit_queue_time(&spec, record.queued_at);
-        let attend = self.clone().attend(spec, supervisor, continues);
-        self.spawn(attend.instrument(Span::current()));
-        Ok(())
+        Ok(self.clone().attend(spec, supervisor, continues))
     }
 
     /// It can't have run.
