@@ -274,6 +274,13 @@ fn without_an_agent_a_user_has_a_folder_of_its_own_and_status_says_which() {
     let (code, out, told) = mine(&["run", "log", "--", "sh", "-c", "echo $BATON_MUTEX_DIR"]);
     assert_eq!((code, out.trim_end()), (0, folder.to_str().unwrap()), "{told}");
     assert_eq!(folder.metadata().unwrap().uid(), STRANGER);
+    // Without a home it is said what would do.
+    let mut homeless = stranger(&world, &["run", "log", "--", "true"]);
+    let (code, _, told) = finish(homeless.env_clear().env("PATH", "/usr/bin:/bin"));
+    assert_eq!(
+        (code, told.as_str()),
+        (2, "error: no home directory: set HOME, or BATON_MUTEX_DIR\n")
+    );
     // Not even root joins a line in which somebody else may do as he likes.
     let mut root = mutex(&world, &["run", "log", "--", "true"]);
     let (code, _, told) = finish(root.env("BATON_MUTEX_DIR", &folder));

@@ -327,12 +327,15 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 
 /// Parses a time such as `90s`, `10m`, `1h30m`; zero is none.
 fn time_limit(text: &str) -> Result<std::time::Duration, String> {
-    let time = humantime::parse_duration(text)
-        .map_err(|error| format!("{error}; for example 90s, 10m, 1h30m"))?;
+    let time = time(text)?;
     if time.is_zero() {
         return Err("is zero; leave it out for no limit".to_owned());
     }
     Ok(time)
+}
+
+fn time(text: &str) -> Result<std::time::Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; for example 90s, 10m, 1h30m"))
 }
 
 /// The shortest time between two texts of the same kind: nobody reads faster.
@@ -340,7 +343,7 @@ const MIN_INTERVAL: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// Parses how often something is told.
 fn interval(text: &str) -> Result<std::time::Duration, String> {
-    let time = time_limit(text)?;
+    let time = time(text)?;
     if time < MIN_INTERVAL {
         return Err(format!("is less than {}", humantime::format_duration(MIN_INTERVAL)));
     }
@@ -350,6 +353,13 @@ fn interval(text: &str) -> Result<std::time::Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_told_again_and_again_has_a_pause_and_no_word_of_a_limit() {
+        assert_eq!(interval("1m"), Ok(std::time::Duration::from_mins(1)));
+        assert_eq!(interval("0"), Err("is less than 10ms".to_owned()));
+        assert!(time_limit("0").is_err_and(|told| told.contains("leave it out")));
+    }
 
     #[test]
     fn the_command_line_is_well_formed() {

@@ -112,7 +112,11 @@ impl Directories {
     pub fn mutex_folder(overrides: DirectoryOverrides) -> Result<PathBuf, ConfigError> {
         match overrides.mutex {
             Some(folder) => Ok(std::env::current_dir().unwrap_or_default().join(folder)),
-            None => Ok(Self::resolve(overrides)?.mutex),
+            None => match Self::resolve(overrides) {
+                // The one of them that is needed.
+                Err(ConfigError::NoHome(_)) => Err(ConfigError::NoHome("BATON_MUTEX_DIR")),
+                resolved => Ok(resolved?.mutex),
+            },
         }
     }
 
